@@ -1,0 +1,372 @@
+"""Every setting of an experiment: frozen dataclasses, with ConfigDict at the edge.
+
+The comment above a field gives its unit and the paper's value where that differs
+from the default. A file in configs/ changes values of `default()`; the command line
+changes them again; `parse` turns the result into `Experiment` and refuses unknown
+keys, other types and values out of range, all at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from ubrain_jax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    # Stores written by `prepare`, trained on together.
+    crowd: tuple[str, ...] = ()
+    # Subjects to use, by name; empty: all subjects of all stores.
+    subjects: tuple[str, ...] = ()
+    # Images in a training batch, over all devices.
+    batch_images: int = 32
+    # Voxels drawn for each image, without replacement.
+    voxels_per_image: int = 5000
+    # Stripes of the voxel table; fixed for the life of a run.
+    stripes: int = 8
+    # Threads that read batches ahead of the device.
+    read_threads: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    # A name in backbone.dinov2.GEOMETRIES; needed when weights are 'random', checked
+    # against the weights otherwise. Empty: whatever the weights are.
+    name: str = "dinov2-giant"
+    # Hub id, folder, file, 'bundled', or 'random' (then every output says so).
+    weights: str = "facebook/dinov2-giant"
+    # Blocks whose output is used, 1-based; nothing after the last one runs.
+    taps: tuple[int, ...] = (1, 6, 12, 18, 24)
+    # Side of the square images the network sees, pixels.
+    image_px: int = 224
+    # 'bfloat16' or 'float32', for weights and products of the frozen network.
+    dtype: str = "bfloat16"
+    # 'xla', or 'cudnn' on NVIDIA GPUs.
+    attention: str = "xla"
+    # 'none', 'cheap' (elementwise parts are recomputed) or 'full'.
+    remat: str = "cheap"
+    # Give the CLS token to the head beside the patches (the paper: patches only).
+    keep_cls: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    # 'lora' on the attention output projections, 'residual' after each block, 'none'.
+    kind: str = "lora"
+    rank: int = 16
+    # The low-rank product is scaled by alpha / rank.
+    alpha: float = 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    # Numbers in a voxel's embedding (E).
+    embed_dim: int = 256
+    # Channels of the projected features (C).
+    channels: int = 128
+    # Hidden width of the MLP over channels.
+    mlp_ratio: int = 4
+    dropout: float = 0.25
+    # 'bfloat16' or 'float32', for products; softmax and sums are float32.
+    dtype: str = "bfloat16"
+    # Recompute one tap at a time in the backward pass instead of keeping it.
+    remat: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    # 'paper': alpha MSE - (1 - alpha) cosine; 'released': MSE - alpha cosine.
+    kind: str = "paper"
+    alpha: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    learning_rate: float = 1e-3
+    # 'constant', or 'cosine' down to 1% of learning_rate at the last step.
+    schedule: str = "constant"
+    # Steps of linear increase from 0.
+    warmup_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    # One of steps and epochs; an epoch shows every training image once.
+    steps: int | None = None
+    epochs: float | None = None
+    seed: int = 0
+    # Score the validation images every so many steps; 0: never.
+    eval_every_steps: int = 2000
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 3
+    log_every_steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    # Devices along each axis; None: chosen from the number of devices.
+    data: int | None = None
+    voxel: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    # Images and voxels in one call of the network; bounds memory, not results.
+    batch_images: int = 32
+    chunk_voxels: int = 8192
+    # Validation images scored during training (a fixed, seeded choice).
+    val_images: int = 256
+    # Test images whose best matches the report shows.
+    report_queries: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    data: Data = Data()
+    backbone: Backbone = Backbone()
+    adapter: Adapter = Adapter()
+    head: Head = Head()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    evaluate: Evaluate = Evaluate()
+
+
+# Keys that may differ when a run is resumed: they change no number of the training.
+RESUMABLE = (
+    "train.steps",
+    "train.epochs",
+    "train.eval_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.log_every_steps",
+    "data.read_threads",
+    "mesh.data",
+    "mesh.voxel",
+    "evaluate.batch_images",
+    "evaluate.chunk_voxels",
+    "evaluate.val_images",
+    "evaluate.report_queries",
+)
+
+
+def default() -> ml_collections.ConfigDict:
+    """The paper's values, every key, locked: an unknown key raises on assignment.
+
+    Example:
+        >>> default().backbone.taps
+        (1, 6, 12, 18, 24)
+    """
+    sections = {}
+    for section in dataclasses.fields(Experiment):
+        values = {}
+        for name, hint in typing.get_type_hints(section.type).items():
+            value = getattr(section.default, name)
+            if value is None:
+                value = config_dict.placeholder(_inner_type(hint))
+            values[name] = value
+        sections[section.name] = values
+    return ml_collections.ConfigDict(sections).lock()
+
+
+def parse(given: ml_collections.ConfigDict, file: str = "config") -> Experiment:
+    """Checked, immutable form of a config.
+
+    Args:
+        given: From a config file, after the changes of the command line.
+        file: Name for messages.
+
+    Raises:
+        errors.ConfigError: Naming every unknown key (with the nearest known one),
+            value of another type and value out of range.
+    """
+    return from_dict(given.to_dict(), file)
+
+
+def from_dict(given: dict[str, Any], file: str) -> Experiment:
+    """`parse` for plain dicts, for example a workdir's config.json."""
+    faults: list[str] = []
+    known = {f.name: f for f in dataclasses.fields(Experiment)}
+    sections = {}
+    for name in given:
+        if name not in known:
+            faults.append(f"{name} is unknown ({errors.nearest(name, known)[:-1]})")
+    for name, field in known.items():
+        hints = typing.get_type_hints(field.type)
+        values = {}
+        for key, value in dict(given.get(name, {})).items():
+            if key not in hints:
+                close = errors.nearest(key, hints)[:-1]
+                faults.append(f"{name}.{key} is unknown ({close})")
+                continue
+            try:
+                values[key] = _convert(value, hints[key])
+            except TypeError as error:
+                faults.append(f"{name}.{key} is {value!r}, not {error}")
+        sections[name] = field.type(**values)
+    experiment = Experiment(**sections)
+    if not faults:
+        faults = _out_of_range(experiment)
+    if faults:
+        raise errors.ConfigError(
+            file,
+            "",
+            "; ".join(faults),
+            "known keys with values of their type and range",
+            "See the comments in ubrain_jax/config.py and mend the lines named.",
+        )
+    return experiment
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Plain nested dict for JSON; tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def sha256(experiment: Experiment) -> str:
+    """Hash of the settings, the same for equal settings on any machine."""
+    text = json.dumps(to_dict(experiment), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple]:
+    """Keys whose values differ, as "section.key": (old, new)."""
+    keys = sorted(
+        {f"{s}.{k}" for d in (old, new) for s in d for k in d[s]},
+    )
+    found = {}
+    for key in keys:
+        section, name = key.split(".")
+        a, b = old.get(section, {}).get(name), new.get(section, {}).get(name)
+        if a != b:
+            found[key] = (a, b)
+    return found
+
+
+def _inner_type(hint: Any) -> type:
+    """`int` of `int | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(t for t in typing.get_args(hint) if t is not type(None))
+    return hint
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """Value as the type of the hint; TypeError says what was expected."""
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _convert(value, _inner_type(hint))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        if isinstance(value, str):
+            value = (value,)
+        if not isinstance(value, tuple | list):
+            raise TypeError(f"a tuple of {inner.__name__}")
+        if inner is str:  # a command line gives a,b,c as one text
+            value = [p for v in value for p in (v.split(",") if v else ())]
+        return tuple(_convert(v, inner) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError(f"a value of type {hint.__name__}")
+    return value
+
+
+def _out_of_range(e: Experiment) -> list[str]:
+    """One line for each value that cannot work."""
+    rules = [
+        ("data.crowd", e.data.crowd, len(e.data.crowd) > 0, "at least one store"),
+        *(
+            (key, value, value >= 1, "1 or more")
+            for key, value in {
+                "data.batch_images": e.data.batch_images,
+                "data.voxels_per_image": e.data.voxels_per_image,
+                "data.stripes": e.data.stripes,
+                "data.read_threads": e.data.read_threads,
+                "adapter.rank": e.adapter.rank,
+                "head.embed_dim": e.head.embed_dim,
+                "head.channels": e.head.channels,
+                "head.mlp_ratio": e.head.mlp_ratio,
+                "train.checkpoint_every_steps": e.train.checkpoint_every_steps,
+                "train.keep_checkpoints": e.train.keep_checkpoints,
+                "train.log_every_steps": e.train.log_every_steps,
+                "evaluate.batch_images": e.evaluate.batch_images,
+                "evaluate.chunk_voxels": e.evaluate.chunk_voxels,
+                "evaluate.val_images": e.evaluate.val_images,
+            }.items()
+        ),
+        (
+            "data.voxels_per_image",
+            e.data.voxels_per_image,
+            e.data.stripes < 1 or e.data.voxels_per_image % e.data.stripes == 0,
+            f"a multiple of data.stripes ({e.data.stripes})",
+        ),
+        (
+            "backbone.taps",
+            e.backbone.taps,
+            len(e.backbone.taps) > 0
+            and list(e.backbone.taps) == sorted(set(e.backbone.taps))
+            and e.backbone.taps[0] >= 1,
+            "increasing block numbers from 1",
+        ),
+        (
+            "backbone.image_px",
+            e.backbone.image_px,
+            e.backbone.image_px >= 14 and e.backbone.image_px % 14 == 0,
+            "a multiple of the patch, 14",
+        ),
+        *(
+            (key, value, value in choices, f"one of {', '.join(choices)}")
+            for key, value, choices in (
+                ("backbone.dtype", e.backbone.dtype, ("bfloat16", "float32")),
+                ("backbone.attention", e.backbone.attention, ("xla", "cudnn")),
+                ("backbone.remat", e.backbone.remat, ("none", "cheap", "full")),
+                ("adapter.kind", e.adapter.kind, ("lora", "residual", "none")),
+                ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
+                ("loss.kind", e.loss.kind, ("paper", "released")),
+                ("optim.schedule", e.optim.schedule, ("constant", "cosine")),
+            )
+        ),
+        ("head.dropout", e.head.dropout, 0 <= e.head.dropout < 1, "in [0, 1)"),
+        ("loss.alpha", e.loss.alpha, 0 <= e.loss.alpha <= 1, "in [0, 1]"),
+        (
+            "optim.learning_rate",
+            e.optim.learning_rate,
+            math.isfinite(e.optim.learning_rate) and e.optim.learning_rate > 0,
+            "finite and above 0",
+        ),
+        ("optim.warmup_steps", e.optim.warmup_steps, e.optim.warmup_steps >= 0, ">= 0"),
+        (
+            "train.steps and train.epochs",
+            (e.train.steps, e.train.epochs),
+            (e.train.steps is None) != (e.train.epochs is None),
+            "exactly one of the two",
+        ),
+        ("train.steps", e.train.steps, (e.train.steps or 1) >= 1, "1 or more"),
+        ("train.epochs", e.train.epochs, (e.train.epochs or 1) > 0, "above 0"),
+        ("train.seed", e.train.seed, 0 <= e.train.seed < 2**31, "in 0..2^31-1"),
+        (
+            "train.eval_every_steps",
+            e.train.eval_every_steps,
+            e.train.eval_every_steps >= 0,
+            ">= 0",
+        ),
+        ("mesh.data", e.mesh.data, (e.mesh.data or 1) >= 1, "1 or more"),
+        ("mesh.voxel", e.mesh.voxel, (e.mesh.voxel or 1) >= 1, "1 or more"),
+        (
+            "mesh.voxel",
+            e.mesh.voxel,
+            e.data.stripes % (e.mesh.voxel or 1) == 0,
+            f"a divisor of data.stripes ({e.data.stripes})",
+        ),
+    ]
+    return [
+        f"{key} is {value!r}, not {wanted}" for key, value, ok, wanted in rules if not ok
+    ]
