@@ -1,0 +1,208 @@
+"""Batches of pictures and sampled voxels: a pure function of (seed, step).
+
+An example is a picture; its pool is every voxel of every subject who saw it in the
+train split. Each stripe of the table gives the same number of voxels, drawn without
+replacement, so the draw does not depend on devices or hosts. A picture whose pool is
+smaller than that is padded with weight 0.
+"""
+
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from ubrain_jax import config, crowd, errors
+
+
+class Batch(NamedTuple):
+    """B pictures with n voxels of each of S stripes.
+
+    Attributes:
+        image: (B, H, W, 3) uint8.
+        voxel: (B, S, n) int32 rows inside the stripe; 0 where padded.
+        response: (B, S, n) float32; 0 where padded.
+        weight: (B, S, n) float32: 1, or 0 where padded.
+        picture: (B,) int32 row of `Crowd.image_id`, for messages and fingerprints.
+    """
+
+    image: np.ndarray
+    voxel: np.ndarray
+    response: np.ndarray
+    weight: np.ndarray
+    picture: np.ndarray
+
+
+class Draw(NamedTuple):
+    """What one example needs from the stores.
+
+    Attributes:
+        picture: Row of `Crowd.image_id`.
+        voxel: (S, n) int64 global voxels, -1 where padded.
+    """
+
+    picture: int
+    voxel: np.ndarray
+
+
+class Pools(NamedTuple):
+    """Who saw which training picture.
+
+    Attributes:
+        pictures: (M,) rows of `Crowd.image_id` with at least one train sample.
+        sample: (subjects, all pictures) int32 sample in the train split, or -1.
+    """
+
+    pictures: np.ndarray
+    sample: np.ndarray
+
+
+def find_pools(stores: crowd.Crowd) -> Pools:
+    """Training pictures and the samples behind them.
+
+    Raises:
+        errors.InputError: If no picture is in a train split.
+    """
+    sample = np.full((len(stores.subjects), len(stores.image_id)), -1, np.int32)
+    for k, subject in enumerate(stores.subjects):
+        rows = subject.samples("train")
+        sample[k, subject.image[rows]] = rows
+    pictures = np.flatnonzero((sample >= 0).any(0))
+    if not len(pictures):
+        raise errors.InputError(
+            ", ".join(stores.paths),
+            "split",
+            "no picture in a train split",
+            "one or more",
+            "Check the split of the stores and data.subjects.",
+        )
+    return Pools(pictures, sample)
+
+
+def draw_voxels(
+    stores: crowd.Crowd,
+    pools: Pools,
+    picture: int,
+    stripes: int,
+    count: int,
+    rng: np.random.Generator,
+) -> Draw:
+    """Draws `count` voxels for one picture, count / stripes from each stripe.
+
+    Each voxel of a stripe's pool is equally likely; none occurs twice.
+    """
+    seen = [
+        s
+        for s, sample in zip(stores.subjects, pools.sample[:, picture], strict=True)
+        if sample >= 0
+    ]
+    per_stripe = count // stripes
+    voxel = np.full((stripes, per_stripe), -1, np.int64)
+    for stripe in range(stripes):
+        # Of each subject: the first voxel in this stripe, and how many are.
+        first = [(stripe - s.offset) % stripes for s in seen]
+        sizes = [
+            max(0, -(-(s.num_voxels - f) // stripes))
+            for s, f in zip(seen, first, strict=True)
+        ]
+        ends = np.cumsum(sizes)
+        chosen = rng.choice(
+            ends[-1], min(per_stripe, ends[-1]), replace=False, shuffle=False
+        )
+        who = np.searchsorted(ends, chosen, side="right")
+        inside = chosen - (ends - sizes)[who]
+        starts = np.asarray([s.offset + f for s, f in zip(seen, first, strict=True)])
+        voxel[stripe, : len(chosen)] = starts[who] + inside * stripes
+    return Draw(picture, voxel)
+
+
+def gather(stores: crowd.Crowd, pools: Pools, draws: Draw, stripes: int) -> Batch:
+    """Reads what a batch of draws needs: one read for each subject and store.
+
+    Args:
+        stores: The crowd.
+        pools: From `find_pools`.
+        draws: Stacked: picture (B,), voxel (B, S, n).
+        stripes: S.
+    """
+    picture, voxel = np.asarray(draws.picture), np.asarray(draws.voxel)
+    weight = voxel >= 0
+    response = np.zeros(voxel.shape, np.float32)
+    for k, subject in enumerate(stores.subjects):
+        sample = pools.sample[k, picture]
+        saw = np.flatnonzero(sample >= 0)
+        if not len(saw):
+            continue
+        rows = crowd.read_responses(subject, sample[saw])  # (saw, V)
+        inside = voxel[saw] - subject.offset
+        mine = (inside >= 0) & (inside < subject.num_voxels) & weight[saw]
+        image, stripe, slot = np.nonzero(mine)
+        response[saw[image], stripe, slot] = rows[image, inside[mine]]
+    if voxel.max(initial=0) >= stores.num_voxels:
+        raise IndexError(f"voxel {voxel.max()} of a table of {stores.num_voxels}")
+    return Batch(
+        image=crowd.read_pictures(stores, picture),
+        voxel=np.where(weight, voxel // stripes, 0).astype(np.int32),
+        response=response,
+        weight=weight.astype(np.float32),
+        picture=picture.astype(np.int32),
+    )
+
+
+def dataset(
+    stores: crowd.Crowd,
+    settings: config.Data,
+    seed: int,
+    *,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> grain.MapDataset:
+    """All batches of a run: element `step` is the batch of that step.
+
+    Draws come before the split over hosts, so pictures and voxels of a step are the
+    same for any number of hosts. Every epoch shows each training picture once, in an
+    order of its own.
+
+    Args:
+        stores: The crowd.
+        settings: Batch and sample sizes.
+        seed: Of order and draws.
+        host: This process.
+        num_hosts: Processes that share a batch.
+
+    Raises:
+        errors.ConfigError: If the hosts cannot share a batch evenly.
+    """
+    if settings.batch_images % num_hosts:
+        raise errors.ConfigError(
+            "data.batch_images",
+            "",
+            f"{settings.batch_images} images for {num_hosts} processes",
+            f"a multiple of {num_hosts}",
+            "Change data.batch_images or the number of processes.",
+        )
+    pools = find_pools(stores)
+    stripes, count = settings.stripes, settings.voxels_per_image
+
+    def draw(picture: int, rng: np.random.Generator) -> Draw:
+        return draw_voxels(stores, pools, int(picture), stripes, count, rng)
+
+    def read(draws: Draw) -> Batch:
+        return gather(stores, pools, draws, stripes)
+
+    order = grain.MapDataset.source([int(p) for p in pools.pictures])
+    order = order.seed(seed).shuffle().repeat()
+    shared = order.random_map(draw)[host::num_hosts]
+    return shared.batch(settings.batch_images // num_hosts).map(read)
+
+
+def iterate(batches: grain.MapDataset, start: int, threads: int) -> Any:
+    """Iterator over the batches from step `start`, read ahead by threads."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    iterator = iter(batches.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def steps_per_epoch(stores: crowd.Crowd, settings: config.Data) -> float:
+    """Batches that show every training picture once."""
+    return len(find_pools(stores).pictures) / settings.batch_images

@@ -1,0 +1,352 @@
+"""Scores of a trained encoder: every voxel of every subject on its test pictures.
+
+Features of a picture are computed once; voxels stream over them in chunks, so memory
+is bounded by one subject's responses and the features of the pictures of one split.
+Scores stay per voxel, on disk, until the last lines make medians of them.
+"""
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+import xarray
+from flax import nnx
+
+import ubrain_jax
+from ubrain_jax import config, crowd, experiments, metrics, sharding
+from ubrain_jax.maps import report
+from ubrain_jax.model import encoder
+
+
+class Predictor:
+    """Compiled pieces that turn pictures and voxels into predicted responses.
+
+    Args:
+        run: The experiment.
+        params: Trainable weights, from training or a checkpoint.
+    """
+
+    def __init__(self, run: experiments.Run, params: Any):
+        settings = run.experiment.evaluate
+        self._run = run
+        self._params = params
+        self._batch = _round_up(settings.batch_images, run.mesh.size)
+        self._chunk = _round_up(settings.chunk_voxels, run.mesh.shape["voxel"])
+        graph, mesh = run.parts.graph, run.mesh
+        images = sharding.place(mesh, sharding.IMAGES)
+        everywhere = sharding.place(mesh, sharding.REPLICATED)
+        voxels = sharding.place(mesh, sharding.TABLE)
+
+        def features(params, frozen, pictures):
+            return nnx.merge(graph, params, frozen).features(pictures)
+
+        def respond(params, frozen, features, stripe, row):
+            model = nnx.merge(graph, params, frozen)
+            chunk = model.table[...][stripe, row]  # (n, E)
+            wide = jnp.broadcast_to(chunk[None], (len(features), *chunk.shape))
+            return model.respond(features, wide, None)
+
+        self._features = jax.jit(features, out_shardings=everywhere)
+        self._respond = jax.jit(respond, out_shardings=everywhere)
+        self._images, self._voxels = images, voxels
+
+    def features(self, rows: np.ndarray, *, quiet: bool = True) -> np.ndarray:
+        """Rows (M,) of `Crowd.image_id` -> features (M, L, P, C) float32."""
+        run, out = self._run, None
+        starts = range(0, len(rows), self._batch)
+        for start in tqdm.tqdm(starts, desc="features", disable=quiet or None):
+            part = rows[start : start + self._batch]
+            padded = np.resize(part, self._batch)  # one shape, compiled once
+            pictures = crowd.read_pictures(run.stores, padded)
+            pictures = sharding.put(run.mesh, sharding.IMAGES, pictures)
+            block = self._features(self._params, run.parts.frozen, pictures)
+            if out is None:
+                out = np.empty((len(rows), *block.shape[1:]), np.float32)
+            out[start : start + len(part)] = np.asarray(block)[: len(part)]
+        return out
+
+    def responses(
+        self, features: np.ndarray, voxel: np.ndarray, *, quiet: bool = True
+    ) -> np.ndarray:
+        """Features (M, L, P, C), global voxels (n,) -> predictions (M, n) float32."""
+        run = self._run
+        stripes = run.experiment.data.stripes
+        stripe, row = encoder.table_rows(voxel, run.stores.num_voxels, stripes)
+        chunk = min(self._chunk, _round_up(len(voxel), run.mesh.shape["voxel"]))
+        out = np.empty((len(features), len(voxel)), np.float32)
+        starts = range(0, len(features), self._batch)
+        for start in tqdm.tqdm(starts, desc="voxels", disable=quiet or None):
+            part = features[start : start + self._batch]
+            padded = np.concatenate(
+                [part, np.zeros((self._batch - len(part), *part.shape[1:]), part.dtype)]
+            )
+            padded = sharding.put(run.mesh, sharding.REPLICATED, padded)
+            for first in range(0, len(voxel), chunk):
+                some = slice(first, first + chunk)
+                where = [np.resize(x[some], chunk) for x in (stripe, row)]
+                placed = [sharding.put(run.mesh, sharding.TABLE, w) for w in where]
+                block = np.asarray(
+                    self._respond(self._params, run.parts.frozen, padded, *placed)
+                )
+                count = len(stripe[some])
+                out[start : start + len(part), some] = block[: len(part), :count]
+        return out
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def voxels_of(subject: crowd.SubjectRows) -> np.ndarray:
+    """Global voxels of a subject, (V,)."""
+    return np.arange(subject.offset, subject.offset + subject.num_voxels)
+
+
+def validate(run: experiments.Run, params: Any) -> dict[str, float]:
+    """Median correlation of each subject on a fixed choice of validation pictures.
+
+    Returns:
+        {"val_median_r/NAME": value}; subjects with fewer than 3 such pictures are
+        left out.
+    """
+    predictor, scores = Predictor(run, params), {}
+    rng = np.random.default_rng(run.experiment.train.seed)
+    limit = run.experiment.evaluate.val_images
+    for subject in run.stores.subjects:
+        samples = subject.samples("val")
+        if len(samples) > limit:
+            samples = np.sort(rng.choice(samples, limit, replace=False))
+        if len(samples) < 3:
+            continue
+        features = predictor.features(subject.image[samples])
+        predicted = predictor.responses(features, voxels_of(subject))
+        r = metrics.pearson(crowd.read_responses(subject, samples), predicted)
+        scores[f"val_median_r/{subject.name}"] = float(np.nanmedian(r))
+    return scores
+
+
+def score_subject(
+    subject: crowd.SubjectRows,
+    samples: np.ndarray,
+    measured: np.ndarray,
+    predicted: np.ndarray,
+) -> tuple[xarray.Dataset, dict[str, Any], metrics.Retrieval]:
+    """Per-voxel table and its summary for one subject.
+
+    Args:
+        subject: The subject.
+        samples: (M,) test samples.
+        measured: (M, V) their responses.
+        predicted: (M, V) predictions.
+
+    Returns:
+        Table over voxels; the subject's entry of metrics.json; retrieval.
+    """
+    r = metrics.pearson(measured, predicted)
+    r2 = metrics.r2(measured, predicted)
+    ceiling = metrics.noise_ceiling(subject.ncsnr, subject.repeats[samples])
+    normalised = metrics.noise_normalised(r, ceiling)
+    found = metrics.retrieval(measured, predicted)
+    table = xarray.Dataset(
+        {
+            "pearson": ("voxel", r),
+            "r2": ("voxel", r2),
+            "noise_normalised": ("voxel", normalised),
+            "noise_ceiling": ("voxel", ceiling),
+            "ncsnr": ("voxel", subject.ncsnr),
+            "position": (("voxel", "axis"), subject.position),
+            "roi": (("voxel", "roi_name"), subject.roi),
+        },
+        coords={"roi_name": np.asarray(subject.roi_names, object)},
+        attrs={**subject.attrs, "subject": subject.name, "test_images": len(samples)},
+    )
+    summary = {
+        "pearson": metrics.quartiles(r),
+        "noise_normalised": metrics.quartiles(normalised),
+        "r2": metrics.quartiles(r2),
+        "retrieval": {
+            "pool": found.pool,
+            "top1": found.top1,
+            "top5": found.top5,
+            "mean_rank": found.mean_rank,
+            "median_rank": found.median_rank,
+            "num_voxels": found.num_voxels,
+            "undefined_voxels": found.undefined,
+        },
+        "roi": {
+            name: {
+                "pearson": metrics.quartiles(r[inside]),
+                "noise_normalised": metrics.quartiles(normalised[inside]),
+                "r2": metrics.quartiles(r2[inside]),
+                "num_voxels": int(inside.sum()),
+            }
+            for name, inside in zip(subject.roi_names, subject.roi.T, strict=True)
+            if inside.any()
+        },
+        "num_test_images": len(samples),
+        "num_voxels": subject.num_voxels,
+    }
+    return table, summary, found
+
+
+def evaluate(
+    run: experiments.Run, params: Any, workdir: str, step: int
+) -> dict[str, Any]:
+    """Scores all subjects and writes metrics.json, voxels/*.zarr and report.html.
+
+    Args:
+        run: The experiment.
+        params: Trainable weights.
+        workdir: Where to write.
+        step: Steps that the weights were trained for.
+
+    Returns:
+        The content of metrics.json.
+    """
+    began = time.monotonic()
+    predictor = Predictor(run, params)
+    out = pathlib.Path(workdir)
+    (out / "voxels").mkdir(parents=True, exist_ok=True)
+    tests = [subject.samples("test") for subject in run.stores.subjects]
+    wanted = [s.image[t] for s, t in zip(run.stores.subjects, tests, strict=True)]
+    pictures = np.unique(np.concatenate(wanted))
+    features = predictor.features(pictures, quiet=False) if len(pictures) else None
+    summaries, scores, retrieved, notes = {}, [], [], []
+    for subject, samples in zip(run.stores.subjects, tests, strict=True):
+        if len(samples) < 3:
+            notes.append(
+                f"{subject.name} has {len(samples)} test pictures; scores need 3 or "
+                "more, so it has none."
+            )
+            continue
+        inside = np.searchsorted(pictures, subject.image[samples])
+        predicted = predictor.responses(
+            features[inside], voxels_of(subject), quiet=False
+        )
+        measured = crowd.read_responses(subject, samples)
+        table, summary, found = score_subject(subject, samples, measured, predicted)
+        _write_table(table, out / "voxels" / f"{subject.name}.zarr")
+        summaries[subject.name] = summary
+        scores.append(
+            report.SubjectScores(
+                subject.name,
+                table["pearson"].values,
+                table["noise_ceiling"].values,
+                table["noise_normalised"].values,
+            )
+        )
+        if run.experiment.evaluate.report_queries:
+            retrieved += _queries(run, subject, samples, measured, predicted, found)
+    result = metrics.null_for_nan(
+        {
+            "subjects": summaries,
+            "step": step,
+            "config_sha256": config.sha256(run.experiment),
+            "seconds": round(time.monotonic() - began, 2),
+            "warnings": warnings_of(run),
+        }
+    )
+    _write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
+    _write_report(run, out, result, scores, retrieved, notes)
+    return result
+
+
+def warnings_of(run: experiments.Run) -> list[str]:
+    """What every reader of the results must know first."""
+    found = []
+    if run.provenance.random:
+        found.append(
+            "The backbone has random weights: scores say nothing of the method."
+        )
+    simulated = [
+        s.name for s in run.stores.subjects if s.attrs.get("simulated") is not None
+    ]
+    if simulated:
+        found.append(f"Simulated subjects: {', '.join(simulated)}. No brain was measured.")
+    return found
+
+
+def _queries(
+    run: experiments.Run,
+    subject: crowd.SubjectRows,
+    samples: np.ndarray,
+    measured: np.ndarray,
+    predicted: np.ndarray,
+    found: metrics.Retrieval,
+) -> list[report.Retrieved]:
+    """Some test pictures, evenly over the ranks from best to worst, and their matches."""
+    count = min(run.experiment.evaluate.report_queries, len(samples))
+    by_rank = np.argsort(found.rank, kind="stable")
+    chosen = by_rank[np.linspace(0, len(by_rank) - 1, count).round().astype(int)]
+    similar = metrics.pattern_correlation(measured[chosen], predicted)
+    shown = []
+    for query, r in zip(chosen, similar, strict=True):
+        best = np.argsort(-np.nan_to_num(r, nan=-2.0), kind="stable")[:5]
+        rows = subject.image[samples[[query, *best]]]
+        pictures = crowd.read_pictures(run.stores, rows)
+        ids = [run.stores.image_id[row] for row in rows]
+        shown.append(
+            report.Retrieved(
+                subject.name,
+                ids[0],
+                pictures[0],
+                ids[1:],
+                list(pictures[1:]),
+                [float(x) for x in r[best]],
+                int(found.rank[query]),
+                found.pool,
+            )
+        )
+    return shown
+
+
+def _write_table(table: xarray.Dataset, path: pathlib.Path) -> None:
+    """Per-voxel scores as Zarr, replaced only when whole."""
+    crowd.write_xarray(table, path)
+
+
+def _write_report(
+    run: experiments.Run,
+    out: pathlib.Path,
+    result: dict[str, Any],
+    scores: list[report.SubjectScores],
+    retrieved: list[report.Retrieved],
+    notes: list[str],
+) -> None:
+    """report.html; curves come from the metrics.jsonl of the training, if any."""
+    log = out / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    provenance = {
+        "ubrain_jax": ubrain_jax.__version__,
+        "jax": f"{jax.__version__} on {jax.device_count()} {jax.devices()[0].platform}",
+        "backbone": f"{run.provenance.source} ({run.provenance.origin})",
+        **{f"sha256 of {k}": v for k, v in run.provenance.sha256.items()},
+        "stores": ", ".join(os.path.basename(p) for p in run.stores.paths),
+        "crowd fingerprint": run.stores.fingerprint,
+        "config sha256": result["config_sha256"],
+    }
+    report.write(
+        out / "report.html",
+        title="Universal Brain Encoder: scores on test pictures",
+        metrics=result,
+        curves=[json.loads(line) for line in lines],
+        subjects=scores,
+        retrieved=retrieved,
+        warnings=result["warnings"],
+        notes=notes,
+        config_text=json.dumps(config.to_dict(run.experiment), indent=1),
+        provenance=provenance,
+    )
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

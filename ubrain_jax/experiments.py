@@ -1,0 +1,50 @@
+"""An experiment made ready: stores and weights opened, the initial encoder built."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ubrain_jax import config, crowd, errors, sharding
+from ubrain_jax.backbone import weights
+from ubrain_jax.model import encoder
+
+
+class Run(NamedTuple):
+    """An experiment made ready: data, encoder, mesh and where its weights are from."""
+
+    experiment: config.Experiment
+    stores: crowd.Crowd
+    parts: encoder.Parts
+    mesh: jax.sharding.Mesh
+    provenance: weights.Provenance
+
+
+def prepare_run(experiment: config.Experiment) -> Run:
+    """Opens stores and weights and builds the initial encoder."""
+    data, settings = experiment.data, experiment.backbone
+    stores = crowd.open_crowd(data.crowd, data.subjects)
+    if stores.image_px != settings.image_px:
+        raise errors.ConfigError(
+            "backbone.image_px",
+            "",
+            f"{settings.image_px}, with pictures of {stores.image_px} pixels",
+            "the size of the stores' pictures",
+            f"Set it to {stores.image_px}, or prepare with --image_px.",
+        )
+    mesh = sharding.make_mesh(
+        experiment.mesh.data,
+        experiment.mesh.voxel,
+        stripes=data.stripes,
+        batch_images=data.batch_images,
+    )
+    network, provenance = weights.load(
+        settings.weights,
+        settings.taps[-1],
+        settings.image_px,
+        jnp.dtype(settings.dtype),
+        # A bundled or local network brings its own geometry.
+        geometry=settings.name or None,
+    )
+    parts = encoder.build(experiment, network, stores.num_voxels, mesh)
+    return Run(experiment, stores, parts, mesh, provenance)

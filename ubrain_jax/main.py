@@ -1,0 +1,96 @@
+"""Trains an encoder and scores it.
+
+    python -m ubrain_jax.main --config=configs/nsd8.py --workdir=runs/nsd8 \\
+        --config.data.crowd=nsd.zarr
+
+The same command resumes an interrupted run. --mode=evaluate scores the newest
+checkpoint of a workdir and trains nothing.
+"""
+
+import os
+import pathlib
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from ubrain_jax import config, errors, evaluate, experiments, optim, train
+from ubrain_jax.maps import report
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File in configs/; change values with --config.section.key=value."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, scores, report. Made if absent."
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate"], "train: then evaluate. evaluate: alone."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    if len(argv) > 1:
+        raise errors.ConfigError(
+            argv[1], "", "an argument without --", "flags only", "Write --flag=value."
+        )
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            raise errors.ConfigError(
+                f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
+            )
+    experiment = config.parse(_CONFIG.value, "--config")
+    workdir = pathlib.Path(_WORKDIR.value)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.OutputError(
+            workdir,
+            "",
+            str(error),
+            "a folder that can be written",
+            "Choose another --workdir.",
+        ) from error
+    run = experiments.prepare_run(experiment)
+    for line in evaluate.warnings_of(run):
+        print(f"note: {line}", flush=True)
+    trained = sum(a.size for a in jax.tree.leaves(run.parts.trainable))
+    frozen = sum(a.size for a in jax.tree.leaves(run.parts.frozen))
+    print(
+        f"{len(run.stores.subjects)} subjects, {run.stores.num_voxels} voxels, "
+        f"{len(run.stores.image_id)} pictures; {trained:,} trainable and "
+        f"{frozen:,} frozen weights; mesh {dict(run.mesh.shape)}",
+        flush=True,
+    )
+    try:
+        if _MODE.value == "train":
+            state = train.train(run, str(workdir))
+        else:
+            steps = train.total_steps(experiment, run.stores)
+            optimiser = optim.make(experiment.optim, steps)
+            manager, state, _ = train.restored(
+                run, str(workdir), optimiser, experiment.train.keep_checkpoints
+            )
+            manager.close()
+            if int(state.step) == 0:
+                raise errors.MissingInputError(
+                    workdir / "checkpoints",
+                    "",
+                    "no checkpoint",
+                    "a trained run",
+                    "Train first: the same command without --mode=evaluate.",
+                )
+    except train.NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    result = evaluate.evaluate(run, state.params, str(workdir), int(state.step))
+    print(report.score_table(result))
+    for line in result["warnings"]:
+        print(f"note: {line}")
+    print(f"report: {os.path.join(workdir, 'report.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run_command(main)

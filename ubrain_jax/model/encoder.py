@@ -1,0 +1,186 @@
+"""The whole encoder: frozen backbone, adapter, head, and one embedding per voxel.
+
+Global voxel v of the crowd lives in row v // S of stripe v % S of the table
+(S, rows, E), so the stripes of every subject are spread alike over the devices.
+Modules define the weights and the mathematics; after `split` everything is plain JAX
+over trees of arrays, which keeps the code independent of NNX's own transforms.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ubrain_jax import config, errors, sharding
+from ubrain_jax.backbone import dinov2, images
+from ubrain_jax.model import adapters, head
+
+
+class VoxelEmbedding(nnx.Param):
+    """The table: one row of E numbers for each voxel."""
+
+
+class Encoder(nnx.Module):
+    """Everything that predicts; see the module's first lines.
+
+    Args:
+        experiment: Sizes and choices.
+        backbone: Frozen network, read up to the last tap.
+        num_voxels: V over all subjects.
+        key: For the initial values.
+    """
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        backbone: dinov2.Dinov2,
+        num_voxels: int,
+        key: jax.Array,
+    ):
+        adapter_key, head_key, table_key = jax.random.split(key, 3)
+        settings = experiment.backbone
+        width = backbone.geometry.width
+        num_tokens = backbone.num_patches + (1 if settings.keep_cls else 0)
+        self.taps = settings.taps
+        self.keep_cls = settings.keep_cls
+        self.backbone_remat = settings.remat
+        self.attention = settings.attention
+        self.backbone = backbone
+        # An attribute that is None would be a leaf in some versions of flax.
+        self.adapted = experiment.adapter.kind != "none"
+        if self.adapted:
+            self.adapter = adapters.LowRank(
+                experiment.adapter, backbone.num_blocks, width, adapter_key
+            )
+        self.head = head.Head(
+            experiment.head, len(self.taps), width, num_tokens, head_key
+        )
+        embed = experiment.head.embed_dim
+        shape = table_shape(num_voxels, experiment.data.stripes, embed)
+        value = jax.random.normal(table_key, shape, jnp.float32)
+        self.table = VoxelEmbedding(value * (0.1 / (2 * math.sqrt(embed))))
+
+    def features(self, pictures: jax.Array) -> jax.Array:
+        """uint8 pictures (B, y, x, 3) -> projected features (B, L, P, C) float32."""
+        x = images.normalise(pictures, jnp.dtype(self.backbone.dtype))
+        taps = self.backbone(
+            x,
+            self.taps,
+            adapter=self.adapter() if self.adapted else None,
+            remat=self.backbone_remat,
+            attention=self.attention,
+        )
+        tokens = self.backbone.patches(taps, keep_cls=self.keep_cls)
+        return jax.vmap(self.head.project, in_axes=1)(tokens)
+
+    def embeddings(self, voxel: jax.Array) -> jax.Array:
+        """Rows (B, S, n) inside their stripe -> embeddings (B, S, n, E)."""
+        look_up = jax.vmap(lambda stripe, rows: stripe[rows], (0, 1), 1)
+        return look_up(self.table[...], voxel)
+
+    def respond(
+        self, features: jax.Array, embeddings: jax.Array, keys: jax.Array | None
+    ) -> jax.Array:
+        """Features (B, L, P, C), embeddings (B, N, E) -> responses (B, N).
+
+        `keys` (B,) turn dropout on; a voxel's own key comes from its place.
+        """
+
+        def image(features, embeddings, key):
+            if key is None:
+                voxel = functools.partial(self.head.respond, features, key=None)
+                return jax.vmap(lambda e: voxel(e))(embeddings)
+            keys = jax.random.split(key, embeddings.shape[0])
+            voxel = functools.partial(self.head.respond, features)
+            return jax.vmap(voxel)(embeddings, keys)
+
+        if keys is None:
+            return jax.vmap(lambda f, e: image(f, e, None))(features, embeddings)
+        return jax.vmap(image)(features, embeddings, keys)
+
+
+def table_shape(num_voxels: int, stripes: int, embed_dim: int) -> tuple[int, int, int]:
+    """(S, rows, E) with room for every voxel.
+
+    Example:
+        >>> table_shape(315_997, 8, 256)
+        (8, 39500, 256)
+    """
+    return stripes, -(-num_voxels // stripes), embed_dim
+
+
+def table_rows(voxel: np.ndarray, num_voxels: int, stripes: int) -> tuple:
+    """Stripe and row in it of global voxels, checked: JAX would clamp or wrap.
+
+    Raises:
+        errors.InputError: If a voxel lies outside 0..V-1.
+    """
+    voxel = np.asarray(voxel)
+    if voxel.size and (voxel.min() < 0 or voxel.max() >= num_voxels):
+        bad = voxel[(voxel < 0) | (voxel >= num_voxels)][0]
+        raise errors.InputError(
+            "voxel",
+            "",
+            f"row {bad} for a table of {num_voxels} voxels",
+            f"0..{num_voxels - 1}",
+            "Check the subjects of the run (data.subjects) against the checkpoint.",
+        )
+    return voxel % stripes, voxel // stripes
+
+
+class Parts(NamedTuple):
+    """An encoder taken apart once; `nnx.merge(graph, trainable, frozen)` is whole."""
+
+    graph: Any
+    trainable: Any
+    frozen: Any
+
+
+def split(encoder: Encoder) -> Parts:
+    """Trainable: adapter, head, table. Frozen: the backbone."""
+    graph, trainable, frozen = nnx.split(encoder, nnx.Param, ...)
+    return Parts(graph, nnx.as_pure(trainable), nnx.as_pure(frozen))
+
+
+def build(
+    experiment: config.Experiment,
+    backbone: dinov2.Dinov2,
+    num_voxels: int,
+    mesh: jax.sharding.Mesh,
+) -> Parts:
+    """Initial encoder on the mesh: table striped over "voxel", the rest everywhere."""
+    graph, backbone_state = nnx.split(backbone)
+    frozen = jax.device_put(
+        nnx.as_pure(backbone_state), sharding.place(mesh, sharding.REPLICATED)
+    )
+
+    def trainable(key):
+        abstract = nnx.merge(graph, frozen)
+        return split(Encoder(experiment, abstract, num_voxels, key)).trainable
+
+    key = jax.random.key(experiment.train.seed)
+    shapes = jax.eval_shape(trainable, key)
+    places = placements(shapes, mesh)
+    # One program, so that a large table is born in its stripes.
+    values = jax.jit(trainable, out_shardings=places)(key)
+    whole = nnx.eval_shape(
+        lambda: Encoder(experiment, nnx.merge(graph, frozen), num_voxels, key)
+    )
+    parts = split(whole)
+    frozen = {**parts.frozen, "backbone": frozen}
+    return Parts(parts.graph, values, frozen)
+
+
+def placements(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Sharding of every leaf of trainable weights or of their optimiser state."""
+
+    def place(path, leaf):
+        is_table = any(getattr(p, "key", None) == "table" for p in path)
+        spec = sharding.TABLE if is_table and leaf.ndim else sharding.REPLICATED
+        return sharding.place(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)

@@ -1,0 +1,154 @@
+"""From the taps of one image to the response of one voxel: cross-attention.
+
+`Head.project` brings every tap to C channels; `Head.respond` lets one voxel, through
+its embedding, look at where (spatial attention, one map per tap) and at what
+(functional attention over taps and channels). Both are written for one image, the
+second for one voxel; `jax.vmap` adds voxels, then images. Products are matrix
+products throughout, so that the batched program is a handful of GEMMs.
+
+Reference: Beliy et al. 2024, arXiv:2406.12179, section 3. What its text leaves open
+follows the authors' released code (docs/decisions/0003-model.md).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ubrain_jax import config
+
+# Of LayerNorm over channels, as in torch's nn.LayerNorm.
+_EPS = 1e-5
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """LayerNorm over the last axis in float32: two passes, variance after centring."""
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    variance = jnp.mean(centred * centred, -1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + _EPS) * scale + bias
+
+
+class Head(nnx.Module):
+    """Weights shared by all voxels, each stacked over the L taps.
+
+    Args:
+        settings: Sizes: E, C, hidden width, dropout, dtype.
+        num_taps: L.
+        width: Channels of the backbone.
+        num_tokens: P, the tokens of a tap that the head sees.
+        key: For the initial values: linear layers uniform within 1 / sqrt(inputs),
+            positions and functional embedding normal with deviation 1 / (2 sqrt 32).
+    """
+
+    def __init__(
+        self, settings: config.Head, num_taps: int, width: int, num_tokens: int, key
+    ):
+        e, c = settings.embed_dim, settings.channels
+        hidden = settings.mlp_ratio * c
+        keys = iter(jax.random.split(key, 12))
+
+        def linear(inputs: int, outputs: int) -> tuple[nnx.Param, nnx.Param]:
+            bound = inputs**-0.5
+
+            def draw(*shape):
+                shape = (num_taps, *shape)
+                value = jax.random.uniform(
+                    next(keys), shape, jnp.float32, -bound, bound
+                )
+                return nnx.Param(value)
+
+            return draw(inputs, outputs), draw(outputs)
+
+        def normal(*shape: int) -> nnx.Param:
+            value = jax.random.normal(next(keys), shape, jnp.float32)
+            return nnx.Param(value / (2 * math.sqrt(32)))
+
+        self.num_taps = num_taps
+        self.dropout = settings.dropout
+        self.remat = settings.remat
+        self.dtype = settings.dtype
+        self.norm_in_scale = nnx.Param(jnp.ones((num_taps, width)))
+        self.norm_in_bias = nnx.Param(jnp.zeros((num_taps, width)))
+        self.in_kernel, self.in_bias = linear(width, c)
+        self.query_kernel, self.query_bias = linear(e, e)
+        self.key_kernel, self.key_bias = linear(c, e)
+        self.position = normal(num_tokens, e)  # one for all taps
+        self.norm_scale = nnx.Param(jnp.ones((num_taps, c)))
+        self.norm_bias = nnx.Param(jnp.zeros((num_taps, c)))
+        self.fc1_kernel, self.fc1_bias = linear(c, hidden)
+        self.fc2_kernel, self.fc2_bias = linear(hidden, c)
+        self.functional = normal(num_taps, e, c)
+
+    def _dot(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Product in the head's dtype, summed and returned in float32."""
+        return jnp.matmul(
+            x.astype(self.dtype),
+            y.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def project(self, taps: jax.Array) -> jax.Array:
+        """Taps of one image (L, P, width), any float -> features (L, P, C) float32."""
+
+        def one(tap, scale, bias, kernel, kernel_bias):
+            x = layer_norm(tap, scale[None], bias[None])
+            return self._dot(x, kernel) + kernel_bias[None]
+
+        return jax.vmap(one)(
+            taps,
+            self.norm_in_scale[...],
+            self.norm_in_bias[...],
+            self.in_kernel[...],
+            self.in_bias[...],
+        )
+
+    def spatial_attention(
+        self, tap: int, features: jax.Array, embedding: jax.Array
+    ) -> jax.Array:
+        """Where one voxel looks: features (P, C) of one tap, (E,) -> weights (P,).
+
+        softmax over tokens of (K q), without 1 / sqrt(E); q = e Wq + bq and
+        K = F Wk + bk + position. K Wq^T is made first: it does not depend on the
+        voxel, so under vmap it is made once for each image.
+        """
+        keys = self._dot(features, self.key_kernel[tap])  # (P, E)
+        keys = keys + self.key_bias[tap][None] + self.position[...]
+        folded = self._dot(keys, self.query_kernel[tap].T)  # (P, E)
+        shift = self._dot(keys, self.query_bias[tap])  # (P,)
+        return jax.nn.softmax(self._dot(folded, embedding) + shift)
+
+    def respond(
+        self, features: jax.Array, embedding: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """Response of one voxel to one image.
+
+        Args:
+            features: (L, P, C) from `project`.
+            embedding: (E,) of the voxel.
+            key: For dropout; None: no dropout.
+
+        Returns:
+            Scalar, float32, in the units of the responses (z-scores).
+        """
+
+        def one_tap(tap: int, features: jax.Array, embedding: jax.Array) -> jax.Array:
+            weights = self.spatial_attention(tap, features, embedding)
+            s = self._dot(weights, features)  # (C,)
+            u = layer_norm(s, self.norm_scale[tap], self.norm_bias[tap])
+            if key is not None and self.dropout > 0:
+                kept = jax.random.bernoulli(
+                    jax.random.fold_in(key, tap), 1 - self.dropout, u.shape
+                )
+                u = jnp.where(kept, u / (1 - self.dropout), 0)
+            hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
+            hidden = jax.nn.gelu(hidden, approximate=False)
+            m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
+            w = self._dot(embedding, self.functional[tap])  # (C,)
+            # Under vmap this is elementwise over voxels whatever its form.
+            return jnp.sum(w * m)
+
+        if self.remat:
+            one_tap = jax.checkpoint(one_tap, static_argnums=0)
+        return sum(one_tap(tap, features[tap], embedding) for tap in range(self.num_taps))

@@ -1,0 +1,355 @@
+"""Training: one jitted step over the mesh, and the loop around it.
+
+Order in the loop, which resuming relies on: (1) take the batch of this step,
+(2) run the step, (3) check the loss of the step before, (4) log, (5) score the
+validation images, (6) save. Nothing here depends on the clock but the speed shown.
+"""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from flax import nnx
+
+from ubrain_jax import (
+    batches,
+    checkpoint,
+    config,
+    crowd,
+    errors,
+    evaluate,
+    losses,
+    optim,
+    experiments,
+    sharding,
+)
+from ubrain_jax.model import encoder
+
+
+class State(NamedTuple):
+    """Everything that training changes; all of it is in a checkpoint."""
+
+    step: jax.Array
+    params: Any
+    optimiser: Any
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; the last checkpoint is from before."""
+
+    exit_code = 70
+
+
+def loss_of_batch(
+    model: encoder.Encoder,
+    batch: batches.Batch,
+    key: jax.Array | None,
+    mesh: jax.sharding.Mesh,
+    settings: config.Loss,
+) -> jax.Array:
+    """Mean over the pictures of a batch of their loss over their sampled voxels.
+
+    Args:
+        model: The encoder.
+        batch: On the mesh.
+        key: For dropout; None: without.
+        mesh: For the places of what travels.
+        settings: Loss weights.
+    """
+    constrain = jax.lax.with_sharding_constraint
+    pictures = constrain(batch.image, sharding.place(mesh, sharding.IMAGES))
+    features = model.features(pictures)
+    features = constrain(features, sharding.place(mesh, sharding.FEATURES))
+    embeddings = model.embeddings(batch.voxel)  # (B, S, n, E)
+    embeddings = constrain(embeddings, sharding.place(mesh, sharding.SAMPLES))
+    size = batch.voxel.shape[0]
+    keys = None if key is None else jax.random.split(key, size)
+    flat = embeddings.reshape(size, -1, embeddings.shape[-1])
+    predicted = model.respond(features, flat, keys)  # (B, N)
+    sums = jax.vmap(losses.loss_sums)(
+        predicted, batch.response.reshape(size, -1), batch.weight.reshape(size, -1)
+    )
+    mse, cosine = losses.loss_weights(settings.kind, settings.alpha)
+    return jnp.mean(jax.vmap(lambda s: losses.loss_from_sums(s, mse, cosine))(sums))
+
+
+def make_step(
+    run: experiments.Run, optimiser: optax.GradientTransformation, places: State
+) -> Callable[[State, Any, batches.Batch], tuple[State, jax.Array]]:
+    """The compiled step: (state, frozen weights, batch) -> (state, loss).
+
+    The state is donated: the old one is gone after the call. Dropout of a step comes
+    from the seed and the step alone.
+    """
+    experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
+    root = experiment.train.seed
+
+    def step(state: State, frozen: Any, batch: batches.Batch):
+        key = jax.random.fold_in(jax.random.key(root), state.step)
+
+        def loss(params):
+            model = nnx.merge(graph, params, frozen)
+            return loss_of_batch(model, batch, key, mesh, experiment.loss)
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        updates, moments = optimiser.update(gradient, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, moments), value
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(places, sharding.place(mesh, sharding.REPLICATED)),
+    )
+
+
+def initial_state(
+    run: experiments.Run, optimiser: optax.GradientTransformation
+) -> tuple[State, State]:
+    """State before the first step, and the sharding of each of its leaves."""
+
+    def make(params):
+        return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+
+    shapes = jax.eval_shape(make, run.parts.trainable)
+    places = encoder.placements(shapes, run.mesh)
+    return jax.jit(make, out_shardings=places)(run.parts.trainable), places
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: batches.Batch) -> batches.Batch:
+    """Host batch onto the mesh."""
+    specs = batches.Batch(
+        sharding.IMAGES,
+        sharding.SAMPLES,
+        sharding.SAMPLES,
+        sharding.SAMPLES,
+        sharding.REPLICATED,
+    )
+    return batches.Batch(
+        *(sharding.put(mesh, s, a) for s, a in zip(specs, batch, strict=True))
+    )
+
+
+def total_steps(experiment: config.Experiment, stores: crowd.Crowd) -> int:
+    """Steps of the run, from train.steps or train.epochs."""
+    if experiment.train.steps is not None:
+        return experiment.train.steps
+    per_epoch = batches.steps_per_epoch(stores, experiment.data)
+    return max(1, round((experiment.train.epochs or 0) * per_epoch))
+
+
+def meta_of(run: experiments.Run) -> dict[str, Any]:
+    """What a checkpoint says of its run, to be checked when it is resumed."""
+    return {
+        "config": config.to_dict(run.experiment),
+        "config_sha256": config.sha256(run.experiment),
+        "crowd": run.stores.fingerprint,
+        "subjects": {s.name: s.num_voxels for s in run.stores.subjects},
+        "backbone_sha256": run.provenance.sha256,
+        "backbone_random": run.provenance.random,
+    }
+
+
+def check_resumable(meta: dict[str, Any], run: experiments.Run, workdir: str) -> None:
+    """Refuses to go on with other settings, data or weights than the run began with.
+
+    Raises:
+        errors.ConfigError: Listing every key that differs and changes the numbers.
+        errors.InputError: If the crowd or the backbone is another one.
+    """
+    changed = config.differences(meta["config"], config.to_dict(run.experiment))
+    hard = {k: v for k, v in changed.items() if k not in config.RESUMABLE}
+    # A folder may move; what is in it is compared below.
+    hard.pop("data.crowd", None)
+    hard.pop("backbone.weights", None)
+    if hard:
+        listed = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in hard.items())
+        raise errors.ConfigError(
+            workdir,
+            "checkpoints",
+            listed,
+            "the settings that the run began with",
+            "Set them back, or start a new run in another --workdir.",
+        )
+    for what, old, new in (
+        ("crowd", meta["crowd"], run.stores.fingerprint),
+        ("backbone_sha256", meta["backbone_sha256"], run.provenance.sha256),
+    ):
+        if old != new:
+            raise errors.InputError(
+                workdir,
+                f"checkpoints: {what}",
+                f"{str(old)[:12]}, now {str(new)[:12]}",
+                "the data and backbone that the run began with",
+                "Point at the same stores and weights, or take another --workdir.",
+            )
+
+
+def restored(
+    run: experiments.Run, workdir: str, optimiser: optax.GradientTransformation, keep: int
+) -> tuple[Any, State, State]:
+    """Checkpoint manager, newest state of the workdir (or the initial one), places."""
+    manager = checkpoint.open_manager(workdir, keep)
+    state, places = initial_state(run, optimiser)
+    latest = manager.latest_step()
+    if latest is not None:
+        check_resumable(checkpoint.read_meta(manager, latest), run, workdir)
+        state = checkpoint.restore(manager, latest, state)
+    return manager, state, places
+
+
+def train(run: experiments.Run, workdir: str) -> State:
+    """Trains to the last step, from the newest checkpoint of `workdir` if any.
+
+    Writes checkpoints/ and metrics.jsonl; on the same machine the final numbers equal
+    those of an unbroken run bit for bit.
+
+    Raises:
+        NonFiniteLossError: If the loss stops being finite; checkpoints stay.
+    """
+    experiment, settings = run.experiment, run.experiment.train
+    steps = total_steps(experiment, run.stores)
+    optimiser = optim.make(experiment.optim, steps)
+    manager, state, places = restored(
+        run, workdir, optimiser, settings.keep_checkpoints
+    )
+    start = int(state.step)
+    meta = meta_of(run)
+    text = json.dumps(meta["config"], indent=1) + "\n"
+    (pathlib.Path(workdir) / "config.json").write_text(text, encoding="utf-8")
+    with contextlib.closing(manager):
+        if start >= steps:
+            print(f"already at step {start} of {steps}; nothing to train")
+            return state
+        if start:
+            print(f"resuming at step {start} of {steps}")
+        step_fn = make_step(run, optimiser, places)
+        data = batches.dataset(
+            run.stores,
+            experiment.data,
+            settings.seed,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+        iterator = batches.iterate(data, start, experiment.data.read_threads)
+        log = _Log(workdir, start)
+        previous = None
+        shown, since, last = time.monotonic(), start, start
+        first_seconds = None
+        progress = tqdm.tqdm(
+            range(start, steps), desc="train", unit="step", initial=start, total=steps
+        )
+        for step in progress:
+            batch = put_batch(run.mesh, next(iterator))
+            began = time.monotonic()
+            state, loss = step_fn(state, run.parts.frozen, batch)
+            if first_seconds is None:
+                loss.block_until_ready()
+                first_seconds = time.monotonic() - began
+                progress.write(f"first step after {first_seconds:.1f} s of compiling")
+                shown, since = time.monotonic(), step + 1
+            # One step late, so that the device never waits for the host.
+            _check_finite(previous, step, manager)
+            previous = loss
+            done = step + 1
+            if done % settings.log_every_steps == 0 or done == steps:
+                _check_finite(loss, done, manager)
+                now = time.monotonic()
+                rate = (done - since) * experiment.data.batch_images / (now - shown)
+                log.write(
+                    step=done,
+                    loss=float(loss),
+                    images_per_second=round(rate, 2) if done > since else None,
+                )
+                progress.set_postfix_str(
+                    f"loss {float(loss):.4f}, {rate:.0f} images/s", refresh=False
+                )
+                shown, since = now, done
+            if settings.eval_every_steps and done % settings.eval_every_steps == 0:
+                scores = evaluate.validate(run, state.params)
+                if scores:
+                    log.write(step=done, loss=float(loss), **scores)
+                    medians = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                    progress.write(f"step {done}: {medians}")
+                shown, since = time.monotonic(), done
+            if done % settings.checkpoint_every_steps == 0 or done == steps:
+                _check_finite(loss, done, manager)
+                _check_params(state, done, manager)
+                checkpoint.save(manager, done, state, meta)
+                last = done
+        manager.wait_until_finished()
+        log.close()
+        assert last == steps  # noqa: S101 - the last step is always saved
+    return state
+
+
+def _check_finite(loss: jax.Array | None, step: int, manager: Any) -> None:
+    """Stops on a NaN or infinite loss and names the checkpoint that is left."""
+    if loss is None or np.isfinite(float(loss)):
+        return
+    manager.wait_until_finished()
+    raise NonFiniteLossError(
+        f"the loss of step {step} is {float(loss)}; the newest checkpoint is "
+        f"{manager.latest_step()}. Lower optim.learning_rate or look at the data of "
+        "that step; starting again resumes from the checkpoint."
+    )
+
+
+def _check_params(state: State, step: int, manager: Any) -> None:
+    """Refuses to save weights that are not finite."""
+    finite = jax.tree.map(lambda a: jnp.isfinite(a).all(), state.params)
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, ok in jax.tree_util.tree_leaves_with_path(finite)
+        if not bool(ok)
+    ]
+    if bad:
+        manager.wait_until_finished()
+        raise NonFiniteLossError(
+            f"after step {step} these weights are not finite: {', '.join(bad)}; the "
+            f"newest checkpoint is {manager.latest_step()} and stays."
+        )
+
+
+class _Log:
+    """metrics.jsonl, and TensorBoard when tensorboardX is installed."""
+
+    def __init__(self, workdir: str, start: int):
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
+                    if json.loads(line)["step"] <= start:
+                        kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = None
+        with contextlib.suppress(ImportError):
+            import tensorboardX
+
+            folder = str(pathlib.Path(workdir) / "tensorboard")
+            self._board = tensorboardX.SummaryWriter(folder, purge_step=start)
+
+    def write(self, *, step: int, loss: float, **more: Any) -> None:
+        line = {"step": step, "loss": loss, **more}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            self._board.add_scalar("loss", loss, step)
+            for name, value in more.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
