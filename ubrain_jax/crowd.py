@@ -138,19 +138,7 @@ def write(
         errors.OutputError: If the path exists or cannot be written.
         errors.InputError: If the data are at fault; nothing is left under `path`.
     """
-    target = pathlib.Path(path)
-    if target.exists() and not overwrite:
-        raise errors.OutputError(
-            path, "", "exists", "a new path", "Choose another --out or pass --overwrite."
-        )
-    if target.exists() and not (target / "zarr.json").exists():
-        raise errors.OutputError(
-            path,
-            "",
-            "exists and is no store",
-            "a store to replace or a new path",
-            "Nothing was deleted; choose another --out.",
-        )
+    target = check_target(path, overwrite)
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -171,6 +159,24 @@ def write(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
+
+
+def check_target(path: str, overwrite: bool) -> pathlib.Path:
+    """Refuses an output that exists, unless it is a store to be replaced."""
+    target = pathlib.Path(path)
+    if target.exists() and not overwrite:
+        raise errors.OutputError(
+            path, "", "exists", "a new path", "Choose another --out or pass --overwrite."
+        )
+    if target.exists() and not (target / "zarr.json").exists():
+        raise errors.OutputError(
+            path,
+            "",
+            "exists and is no store",
+            "a store to replace or a new path",
+            "Nothing was deleted; choose another --out.",
+        )
+    return target
 
 
 def _write_into(

@@ -1,0 +1,133 @@
+"""Turns a dataset as distributed into a store for training.
+
+    python -m ubrain_jax.prepare --dataset=nsd --source=/data/nsd --out=nsd.zarr
+
+--check reads everything, reports, and writes nothing.
+"""
+
+import numpy as np
+from absl import flags
+
+from ubrain_jax import crowd, errors
+from ubrain_jax.datasets import algonauts, nsd, released, schema
+
+_DATASET = flags.DEFINE_enum(
+    "dataset", None, ["nsd", "algonauts", "released"], "What --source holds."
+)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Folder (nsd, algonauts) or file (released) as distributed."
+)
+_OUT = flags.DEFINE_string("out", None, "Store to write, usually NAME.zarr.")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "Pictures, where they lie elsewhere than the dataset puts them."
+)
+_SUBJECTS = flags.DEFINE_list(
+    "subjects", [], "For example subj01,subj02. Default: all that are on disk."
+)
+_SPACE = flags.DEFINE_enum(
+    "space", "fsaverage", ["fsaverage", "func1pt8mm"], "nsd: which betas to read."
+)
+_BETAS = flags.DEFINE_string(
+    "betas", "betas_fithrf_GLMdenoise_RR", "nsd: version of the betas."
+)
+_MASK = flags.DEFINE_string(
+    "mask",
+    None,
+    "nsd: name of an ROI, or a NIfTI file, that selects voxels. Default: nsdgeneral "
+    "(on fsaverage together with nsdgeneralRSC where it is on disk).",
+)
+_SESSIONS = flags.DEFINE_list("sessions", [], "nsd: numbers. Default: all on disk.")
+_VAL = flags.DEFINE_float(
+    "val_fraction", 0.05, "Share of the pictures outside the test set for validation."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of validation pictures.")
+_PX = flags.DEFINE_integer("image_px", 224, "Side of the stored pictures, pixels.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a store at --out.")
+_CHECK = flags.DEFINE_bool("check", False, "Only read and report.")
+
+
+def open_dataset() -> schema.Dataset:
+    """The dataset that the flags name, opened and checked."""
+    subjects = tuple(_SUBJECTS.value) or None
+    shared = {"subjects": subjects, "val_fraction": _VAL.value, "seed": _SEED.value}
+    if _DATASET.value == "nsd":
+        try:
+            sessions = tuple(int(s) for s in _SESSIONS.value) or None
+        except ValueError as error:
+            raise errors.ConfigError(
+                "--sessions",
+                "",
+                ",".join(_SESSIONS.value),
+                "numbers, for example 1,2,3",
+                "Write numbers with commas between them.",
+            ) from error
+        return nsd.open_dataset(
+            _SOURCE.value,
+            space=_SPACE.value,
+            betas=_BETAS.value,
+            mask=_MASK.value,
+            sessions=sessions,
+            stimuli=_IMAGES.value,
+            **shared,
+        )
+    if _DATASET.value == "algonauts":
+        return algonauts.open_dataset(_SOURCE.value, **shared)
+    return released.open_dataset(_SOURCE.value, images=_IMAGES.value, **shared)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    if len(argv) > 1:
+        raise errors.ConfigError(
+            argv[1], "", "an argument without --", "flags only", "Write --flag=value."
+        )
+    needed = [_DATASET, _SOURCE] + ([] if _CHECK.value else [_OUT])
+    for flag in needed:
+        if not flag.value:
+            raise errors.ConfigError(
+                f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
+            )
+    if not 0 <= _VAL.value < 1:
+        raise errors.ConfigError(
+            "--val_fraction", "", str(_VAL.value), "0 <= x < 1", "Change it."
+        )
+    if _PX.value < 14 or _PX.value % 14:
+        raise errors.ConfigError(
+            "--image_px", "", str(_PX.value), "a multiple of the patch, 14", "Use 224."
+        )
+    if not _CHECK.value:
+        crowd.check_target(_OUT.value, _OVERWRITE.value)  # before hours of reading
+    dataset = open_dataset()
+    if _CHECK.value:
+        _check(dataset)
+        return 0
+    counts = crowd.write(
+        _OUT.value, dataset, image_px=_PX.value, overwrite=_OVERWRITE.value
+    )
+    for line in dataset.report:
+        print(line)
+    for name, subject in counts["subjects"].items():
+        print(f"{name}: " + ", ".join(f"{v} {k}" for k, v in subject.items()))
+    print(f"wrote {_OUT.value}: {counts['images']} pictures")
+    return 0
+
+
+def _check(dataset: schema.Dataset) -> None:
+    """Reads every response and picture and reports; writes nothing."""
+    ids: dict[str, None] = {}
+    for subject in dataset.subjects:
+        spread = subject.responses.std(0)
+        print(
+            f"{subject.name}: {subject.responses.shape[0]} pictures, "
+            f"{subject.responses.shape[1]} voxels, median SD over pictures "
+            f"{np.median(spread):.3f}, {int((spread == 0).sum())} constant"
+        )
+        ids.update(dict.fromkeys(subject.image_id))
+    sizes = {picture.shape for picture in dataset.read_images(list(ids))}
+    for line in dataset.report:
+        print(line)
+    print(f"{len(ids)} pictures of size {sorted(sizes)}; nothing was written")
+
+
+if __name__ == "__main__":
+    errors.run_command(main)
