@@ -61,10 +61,33 @@ def store(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session", name="make_dataset")
+def make_dataset_of_noise():
+    """`make_dataset`, for test modules, which cannot import this file."""
+    return make_dataset
+
+
+@pytest.fixture(scope="session")
+def tiny(store):
+    """Makes a tiny experiment on that store, in float32 with random weights."""
+
+    def make(**changes) -> config.Experiment:
+        return config.from_dict(tiny_settings(store, **changes), "test")
+
+    return make
+
+
 @pytest.fixture
-def experiment(store) -> config.Experiment:
-    """A tiny experiment on that store, in float32 with random weights."""
-    return config.from_dict(tiny_settings(store), "test")
+def dataset_store(tmp_path):
+    """Writes another store of noise, of other voxels; returns its path."""
+
+    def make(**changes) -> str:
+        path = str(tmp_path / f"other-{len(list(tmp_path.iterdir()))}.zarr")
+        voxels = (36, 24, 50)
+        crowd.write(path, make_dataset(voxels=voxels, **changes), image_px=28)
+        return path
+
+    return make
 
 
 def tiny_settings(store: str, **changes) -> dict:

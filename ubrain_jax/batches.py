@@ -25,11 +25,12 @@ class Batch(NamedTuple):
         picture: (B,) int32 row of `Crowd.image_id`, for messages and fingerprints.
     """
 
-    image: np.ndarray
-    voxel: np.ndarray
-    response: np.ndarray
-    weight: np.ndarray
-    picture: np.ndarray
+    # NumPy arrays from the host, JAX arrays on the mesh.
+    image: Any
+    voxel: Any
+    response: Any
+    weight: Any
+    picture: Any
 
 
 class Draw(NamedTuple):

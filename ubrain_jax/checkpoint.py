@@ -5,7 +5,6 @@ killed at any moment leaves only whole steps. Old steps are renamed before they 
 deleted. The frozen backbone is never stored; its hash is.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -54,7 +53,7 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """What was saved beside the arrays: config, fingerprint of the crowd, ..."""
     meta = manager.restore(
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    ).meta
+    )["meta"]
     if meta.get("format") != FORMAT:
         raise errors.InputError(
             manager.directory,
@@ -78,7 +77,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
         errors.InputError: If the checkpoint holds other leaves or shapes, listing
             them; nothing is padded or cut to fit.
     """
-    stored = manager.item_metadata(step).state
+    stored = manager.item_metadata(step)["state"]
     faults = _mismatch(stored, like)
     if faults:
         raise errors.InputError(
@@ -91,7 +90,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    ).state
+    )["state"]
 
 
 def _mismatch(stored: Any, like: Any) -> list[str]:
@@ -118,8 +117,3 @@ def _mismatch(stored: Any, like: Any) -> list[str]:
             if old[name] != new[name]
         ),
     ]
-
-
-def to_json(meta: dict[str, Any]) -> str:
-    """Meta as text, for messages."""
-    return json.dumps(meta, indent=1, sort_keys=True)

@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 from ml_collections import config_dict
@@ -99,7 +99,8 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    # One of steps and epochs; an epoch shows every training image once.
+    # One of steps and epochs, the other None or 0; an epoch shows every training
+    # image once.
     steps: int | None = None
     epochs: float | None = None
     seed: int = 0
@@ -189,6 +190,14 @@ def parse(given: ml_collections.ConfigDict, file: str = "config") -> Experiment:
         errors.ConfigError: Naming every unknown key (with the nearest known one),
             value of another type and value out of range.
     """
+    if not isinstance(given, ml_collections.ConfigDict):
+        raise errors.ConfigError(
+            file,
+            "get_config",
+            f"returns {type(given).__name__}",
+            "what config.default() returns, with changes",
+            "See the files in configs/.",
+        )
     return from_dict(given.to_dict(), file)
 
 
@@ -203,7 +212,11 @@ def from_dict(given: dict[str, Any], file: str) -> Experiment:
     for name, field in known.items():
         hints = typing.get_type_hints(field.type)
         values = {}
-        for key, value in dict(given.get(name, {})).items():
+        section = given.get(name, {})
+        if not isinstance(section, dict):
+            faults.append(f"{name} is {section!r}, not a section with keys")
+            section = {}
+        for key, value in section.items():
             if key not in hints:
                 close = errors.nearest(key, hints)[:-1]
                 faults.append(f"{name}.{key} is unknown ({close})")
@@ -212,7 +225,12 @@ def from_dict(given: dict[str, Any], file: str) -> Experiment:
                 values[key] = _convert(value, hints[key])
             except TypeError as error:
                 faults.append(f"{name}.{key} is {value!r}, not {error}")
-        sections[name] = field.type(**values)
+        sections[name] = cast(type, field.type)(**values)
+    # A command line cannot say None, with which to leave a preset's epochs for steps.
+    train = sections["train"]
+    sections["train"] = dataclasses.replace(
+        train, steps=train.steps or None, epochs=train.epochs or None
+    )
     experiment = Experiment(**sections)
     if not faults:
         faults = _out_of_range(experiment)
@@ -334,6 +352,24 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("optim.schedule", e.optim.schedule, ("constant", "cosine")),
             )
         ),
+        (
+            "adapter.alpha",
+            e.adapter.alpha,
+            math.isfinite(e.adapter.alpha) and e.adapter.alpha > 0,
+            "finite and above 0",
+        ),
+        (
+            "evaluate.report_queries",
+            e.evaluate.report_queries,
+            e.evaluate.report_queries >= 0,
+            ">= 0",
+        ),
+        (
+            "data.subjects",
+            e.data.subjects,
+            len(set(e.data.subjects)) == len(e.data.subjects),
+            "each subject once",
+        ),
         ("head.dropout", e.head.dropout, 0 <= e.head.dropout < 1, "in [0, 1)"),
         ("loss.alpha", e.loss.alpha, 0 <= e.loss.alpha <= 1, "in [0, 1]"),
         (
@@ -344,13 +380,24 @@ def _out_of_range(e: Experiment) -> list[str]:
         ),
         ("optim.warmup_steps", e.optim.warmup_steps, e.optim.warmup_steps >= 0, ">= 0"),
         (
+            "optim.warmup_steps",
+            e.optim.warmup_steps,
+            e.optim.warmup_steps <= (e.train.steps or math.inf),
+            f"at most train.steps ({e.train.steps})",
+        ),
+        (
             "train.steps and train.epochs",
             (e.train.steps, e.train.epochs),
             (e.train.steps is None) != (e.train.epochs is None),
             "exactly one of the two",
         ),
         ("train.steps", e.train.steps, (e.train.steps or 1) >= 1, "1 or more"),
-        ("train.epochs", e.train.epochs, (e.train.epochs or 1) > 0, "above 0"),
+        (
+            "train.epochs",
+            e.train.epochs,
+            0 < (e.train.epochs or 1) < math.inf,
+            "finite and above 0",
+        ),
         ("train.seed", e.train.seed, 0 <= e.train.seed < 2**31, "in 0..2^31-1"),
         (
             "train.eval_every_steps",
@@ -358,8 +405,13 @@ def _out_of_range(e: Experiment) -> list[str]:
             e.train.eval_every_steps >= 0,
             ">= 0",
         ),
-        ("mesh.data", e.mesh.data, (e.mesh.data or 1) >= 1, "1 or more"),
-        ("mesh.voxel", e.mesh.voxel, (e.mesh.voxel or 1) >= 1, "1 or more"),
+        *(
+            (key, value, value is None or value >= 1, "1 or more")
+            for key, value in (
+                ("mesh.data", e.mesh.data),
+                ("mesh.voxel", e.mesh.voxel),
+            )
+        ),
         (
             "mesh.voxel",
             e.mesh.voxel,
@@ -368,5 +420,7 @@ def _out_of_range(e: Experiment) -> list[str]:
         ),
     ]
     return [
-        f"{key} is {value!r}, not {wanted}" for key, value, ok, wanted in rules if not ok
+        f"{key} is {value!r}, not {wanted}"
+        for key, value, ok, wanted in rules
+        if not ok
     ]

@@ -8,14 +8,17 @@ TensorStore, one read for a batch. This module knows nothing of any dataset's fi
 
 import contextlib
 import datetime
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorstore
@@ -34,6 +37,11 @@ SPLITS = ("train", "val", "test")
 
 # A shard is one file; rows inside it are read alone.
 _SHARD_BYTES = 32 * 2**20
+# Mean difference in grey levels above which two pictures are not the same picture
+# (JPEG and resizing stay below 5, unrelated photographs are near 70).
+_OTHER_PICTURE = 16
+# Chunks of zeros are written too, so that one that is absent is a lost one.
+_KEEP_ALL = {"write_empty_chunks": True}
 
 
 class SubjectRows(NamedTuple):
@@ -139,36 +147,34 @@ def write(
         errors.InputError: If the data are at fault; nothing is left under `path`.
     """
     target = check_target(path, overwrite)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise errors.OutputError(
-            path, "", str(error), "a folder that can be written", "Choose another --out."
-        ) from error
-    try:
+    with _writing(path), _partial(target) as partial:
         with _quiet_zarr():
-            counts = _write_into(partial, dataset, image_px)
-        if target.exists():  # rename first: a kill leaves either store whole
-            old = target.with_name(f"{target.name}.old-{os.getpid()}")
-            target.rename(old)
-            partial.rename(target)
-            shutil.rmtree(old)
-        else:
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            counts = _write_into(partial, path, dataset, image_px)
+        check_target(path, overwrite)  # another process may have been faster
+        _place(partial, target)
     return counts
 
 
 def check_target(path: str, overwrite: bool) -> pathlib.Path:
     """Refuses an output that exists, unless it is a store to be replaced."""
     target = pathlib.Path(path)
+    if "://" in str(path):
+        raise errors.OutputError(
+            path,
+            "",
+            "is not a local folder",
+            "a path on this machine",
+            "Write the store to disk and copy it; training reads it from there.",
+        )
     if target.exists() and not overwrite:
         raise errors.OutputError(
-            path, "", "exists", "a new path", "Choose another --out or pass --overwrite."
+            path,
+            "",
+            "exists",
+            "a new path",
+            "Choose another --out or pass --overwrite.",
         )
-    if target.exists() and not (target / "zarr.json").exists():
+    if target.exists() and not _is_store(target):
         raise errors.OutputError(
             path,
             "",
@@ -179,17 +185,83 @@ def check_target(path: str, overwrite: bool) -> pathlib.Path:
     return target
 
 
+def _is_store(folder: pathlib.Path) -> bool:
+    """Whether a folder says of itself that it is a crowd."""
+    try:
+        node = json.loads((folder / "zarr.json").read_text())
+        return node["attributes"]["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike) -> Iterator[None]:
+    """A full disk or a missing permission, as our error."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.OutputError(
+            path,
+            "",
+            f"cannot be written ({error.strerror or error})",
+            "a folder that can be written, with room",
+            "Free some space or choose another place; nothing was left there.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _partial(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder beside the target, gone afterwards unless it was renamed.
+
+    It is locked while this process lives, so that the next one can tell and remove
+    what a killed one left. Where a file system has no locks, leftovers stay.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(_locked(partial))
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a folder; OSError if another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _place(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """Gives a whole folder its name; what had the name goes only after that."""
+    if target.exists():
+        target.rename(target.with_name(f"{target.name}.old-{secrets.token_hex(4)}"))
+    partial.rename(target)
+    for old in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _write_into(
-    folder: pathlib.Path, dataset: schema.Dataset, image_px: int
+    folder: pathlib.Path, path: str, dataset: schema.Dataset, image_px: int
 ) -> dict[str, Any]:
-    """Fills an empty folder with the store."""
-    root = zarr.open_group(folder, mode="w", zarr_format=3)
+    """Fills an empty folder with the store; `path` is for messages."""
+    # Not "w", which makes the folder anew and so loses its lock.
+    root = zarr.open_group(folder, mode="w-", zarr_format=3)
     subjects = root.create_group("subjects")
+    splits: dict[str, tuple[str, str]] = {}
     rows: dict[str, int] = {}  # image id -> row, by first appearance
-    split_of: dict[str, tuple[str, str]] = {}  # image id -> split, subject
     counts: dict[str, Any] = {"subjects": {}, "images": 0}
-    for subject in dataset.subjects:
-        _check_subject(subject, split_of)
+    for subject in checked_subjects(dataset, splits):
         image = [rows.setdefault(i, len(rows)) for i in subject.image_id]
         group = subjects.create_group(subject.name, attributes=dict(subject.attrs))
         _put_rows(group, "responses", subject.responses, ("sample", "voxel"))
@@ -200,16 +272,16 @@ def _write_into(
         _put(group, "position", subject.position.astype(np.int32), ("voxel", "axis"))
         _put(group, "roi", subject.roi.astype(bool), ("voxel", "roi_name"))
         _put(group, "roi_name", np.asarray(subject.roi_names, str), ("roi_name",))
+        # xarray looks for it in each group that it opens, and warns without.
+        zarr.consolidate_metadata(folder, path=f"subjects/{subject.name}")
         counts["subjects"][subject.name] = {
             "voxels": subject.responses.shape[1],
             **{s: int(np.sum(np.asarray(subject.split) == s)) for s in SPLITS},
         }
-    if not counts["subjects"]:
-        raise errors.MissingInputError(
-            dataset.name, "", "no subject was read", "one or more", "Check --subjects."
-        )
     counts["images"] = len(rows)
-    _write_pictures(root, dataset, list(rows), split_of, image_px)
+    _write_pictures(
+        root, checked_pictures(dataset, splits, image_px), list(rows), image_px
+    )
     root.attrs.update(
         {
             "format": FORMAT,
@@ -221,38 +293,89 @@ def _write_into(
             "report": dataset.report,
         }
     )
+    zarr.consolidate_metadata(folder)
     return counts
 
 
+def checked_subjects(
+    dataset: schema.Dataset, splits: dict[str, tuple[str, str]]
+) -> Iterator[schema.Subject]:
+    """The subjects of a dataset, each one refused if it contradicts itself.
+
+    Args:
+        dataset: From a reader.
+        splits: Filled with the split and the first subject of each image id, in the
+            order of first appearance.
+
+    Raises:
+        errors.InputError: If lengths differ, a response is not finite, or a picture
+            is test for one subject and not for another.
+    """
+    names: set[str] = set()
+    for subject in _read_all(dataset, dataset.subjects):
+        _check_subject(subject, names, splits)
+        names.add(subject.name)
+        yield subject
+    if not names:
+        raise errors.MissingInputError(
+            dataset.name, "", "no subject was read", "one or more", "Check --subjects."
+        )
+
+
+def _read_all(dataset: schema.Dataset, stream: Iterable[Any]) -> Iterator[Any]:
+    """What a reader yields; a fault of the disk it reads from becomes ours."""
+    try:
+        yield from stream
+    except OSError as error:
+        raise errors.InputError(
+            error.filename or dataset.name,
+            "",
+            f"cannot be read ({error.strerror or error})",
+            "a file that can be read",
+            "Check the disk and the permissions of --source.",
+        ) from error
+
+
 def _check_subject(
-    subject: schema.Subject, split_of: dict[str, tuple[str, str]]
+    subject: schema.Subject, names: set[str], splits: dict[str, tuple[str, str]]
 ) -> None:
     """Refuses a table that contradicts itself or an earlier subject."""
-    where, (m, v) = f"subject {subject.name}", subject.responses.shape
-    lengths = {
-        "image_id": (len(subject.image_id), m),
-        "split": (len(subject.split), m),
-        "repeats": (len(subject.repeats), m),
-        "ncsnr": (len(subject.ncsnr), v),
-        "position": (len(subject.position), v),
-        "roi": (len(subject.roi), v),
+    m, v = subject.responses.shape
+    shapes = {
+        "image_id": ((len(subject.image_id),), (m,)),
+        "split": (np.shape(subject.split), (m,)),
+        "repeats": (np.shape(subject.repeats), (m,)),
+        "ncsnr": (np.shape(subject.ncsnr), (v,)),
+        "position": (np.shape(subject.position), (v, 3)),
+        "roi": (np.shape(subject.roi), (v, len(subject.roi_names))),
     }
     faults = [
-        f"{name} has {found} rows for {expected}"
-        for name, (found, expected) in lengths.items()
+        f"{name} is {found}, not {expected}"
+        for name, (found, expected) in shapes.items()
         if found != expected
     ]
+    if not _is_name(subject.name):
+        faults.append("the name holds '/', control characters or only dots")
+    if subject.name in names:
+        faults.append("the name occurs twice")
     if m == 0 or v == 0:
         faults.append(f"{m} samples of {v} voxels")
     if len(set(subject.image_id)) != len(subject.image_id):
         faults.append("an image id occurs twice; repeats are averaged by the reader")
-    if unknown := set(subject.split) - set(SPLITS):
+    if len(set(subject.roi_names)) != len(subject.roi_names):
+        faults.append("a region's name occurs twice")
+    if unknown := {str(s) for s in subject.split} - set(SPLITS):
         faults.append(f"splits {sorted(unknown)}")
-    bad = np.argwhere(~np.isfinite(subject.responses[:: max(1, m // 50)]))
-    if len(bad):
-        faults.append(f"non-finite responses, first in voxel {bad[0][1]}")
-    for image_id, split in zip(subject.image_id, subject.split, strict=True):
-        before, other = split_of.setdefault(image_id, (str(split), subject.name))
+    repeats = np.asarray(subject.repeats)
+    if m and not ((repeats >= 1) & (repeats <= 255)).all():
+        faults.append(f"repeats {repeats.min()}..{repeats.max()}, outside 1..255")
+    for row, values in enumerate(subject.responses):  # a row: no copy of the whole
+        if not np.isfinite(values).all():
+            voxel = int(np.argmin(np.isfinite(values)))
+            faults.append(f"non-finite responses, first in sample {row} voxel {voxel}")
+            break
+    for image_id, split in zip(subject.image_id, subject.split, strict=False):
+        before, other = splits.setdefault(image_id, (str(split), subject.name))
         if (before == "test") != (split == "test"):
             faults.append(
                 f"image {image_id} is {split} here and {before} for {other}: a leak"
@@ -260,7 +383,7 @@ def _check_subject(
             break
     if faults:
         raise errors.InputError(
-            where,
+            f"subject {subject.name}",
             "",
             "; ".join(faults),
             "one row for each sample and voxel, splits by image, finite responses",
@@ -268,37 +391,42 @@ def _check_subject(
         )
 
 
-def _write_pictures(
-    root: zarr.Group,
-    dataset: schema.Dataset,
-    ids: list[str],
-    split_of: dict[str, tuple[str, str]],
-    image_px: int,
-) -> None:
-    """Pictures in the order of their rows; the same bytes in train and test: error."""
-    shape = (len(ids), image_px, image_px, 3)
-    array, shard = _create_rows(root, "images", shape, np.uint8, ("image", "y", "x", "rgb"))
+def _is_name(name: str) -> bool:
+    """Whether a text can be the name of a group, and so of a folder."""
+    plain = name.isprintable() and "/" not in name and not name.startswith("__")
+    return plain and bool(name.strip(".")) and len(name.encode()) <= 200
+
+
+def checked_pictures(
+    dataset: schema.Dataset, splits: dict[str, tuple[str, str]], image_px: int
+) -> Iterator[np.ndarray]:
+    """Square pictures (image_px, image_px, 3) uint8 of all ids of `splits`, in order.
+
+    What is odd about them is added to the report of the dataset.
+
+    Raises:
+        errors.InputError: If the reader gives more or fewer, or the same pixels stand
+            in test and outside it under two ids.
+    """
     seen: dict[bytes, str] = {}
     twins, leaks, constant = [], [], []
-    block = np.empty((min(shard, len(ids)), *shape[1:]), np.uint8)
-    start = 0
-    stream = dataset.read_images(ids)
-    progress = tqdm.tqdm(ids, desc="images", unit="image", disable=None)
-    for row, image_id in enumerate(progress):
-        picture = pictures.fit(next(stream), image_px)
-        block[row - start] = picture
+    stream = _read_all(dataset, dataset.read_images(list(splits)))
+    for image_id in tqdm.tqdm(splits, desc="images", unit="image", disable=None):
+        picture = next(stream, None)
+        if picture is None:
+            raise _miscounted(dataset, f"no picture for {image_id}", len(splits))
+        picture = pictures.fit(picture, image_px)
         digest = hashlib.sha256(picture.tobytes()).digest()
         twin = seen.setdefault(digest, image_id)
         if twin != image_id:
             twins.append((twin, image_id))
-            tests = [split_of[i][0] == "test" for i in (twin, image_id)]
-            if any(tests) and not all(tests):
+            if (splits[twin][0] == "test") != (splits[image_id][0] == "test"):
                 leaks.append((twin, image_id))
         if picture.max() == picture.min():
             constant.append(image_id)
-        if row - start == len(block) - 1 or row == len(ids) - 1:
-            array[start : row + 1] = block[: row + 1 - start]
-            start = row + 1
+        yield picture
+    if next(stream, None) is not None:
+        raise _miscounted(dataset, "more pictures than ids", len(splits))
     if leaks:
         raise errors.InputError(
             dataset.name,
@@ -314,8 +442,37 @@ def _write_pictures(
         )
     if constant:
         dataset.report.append(
-            f"{len(constant)} of {len(ids)} images are constant (first: {constant[0]})"
+            f"{len(constant)} of {len(splits)} images are constant "
+            f"(first: {constant[0]})"
         )
+
+
+def _miscounted(
+    dataset: schema.Dataset, found: str, expected: int
+) -> errors.InputError:
+    return errors.InputError(
+        dataset.name,
+        "images",
+        found,
+        f"{expected} pictures, one for each id",
+        "The reader is at fault or the files changed while being read.",
+    )
+
+
+def _write_pictures(
+    root: zarr.Group, stream: Iterator[np.ndarray], ids: list[str], image_px: int
+) -> None:
+    """Pictures in the order of their rows, a shard at a time, and their ids."""
+    shape = (len(ids), image_px, image_px, 3)
+    dims = ("image", "y", "x", "rgb")
+    array, shard = _create_rows(root, "images", shape, np.uint8, 0, dims)
+    block = np.empty((shard, *shape[1:]), np.uint8)
+    start = 0
+    for row, picture in enumerate(stream):
+        block[row - start] = picture
+        if row - start == shard - 1 or row == len(ids) - 1:
+            array[start : row + 1] = block[: row + 1 - start]
+            start = row + 1
     _put(root, "image_id", np.asarray(ids, str), ("image",))
 
 
@@ -329,12 +486,13 @@ def _put(group: zarr.Group, name: str, values: np.ndarray, dims: tuple) -> None:
         chunks=tuple(max(1, n) for n in values.shape),
         compressors=None,
         dimension_names=dims,
+        config=_KEEP_ALL,
     )
     array[...] = values.astype(object) if text else values
 
 
 def _create_rows(
-    group: zarr.Group, name: str, shape: tuple, dtype: Any, dims: tuple
+    group: zarr.Group, name: str, shape: tuple, dtype: Any, fill: Any, dims: tuple
 ) -> tuple[zarr.Array, int]:
     """An array with one uncompressed inner chunk for each row; its rows per shard."""
     row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
@@ -347,13 +505,16 @@ def _create_rows(
         shards=(shard, *shape[1:]),
         compressors=None,
         dimension_names=dims,
+        fill_value=fill,
+        config=_KEEP_ALL,
     )
     return array, shard
 
 
 def _put_rows(group: zarr.Group, name: str, values: np.ndarray, dims: tuple) -> None:
     """A large array, written a shard at a time."""
-    array, shard = _create_rows(group, name, values.shape, np.float32, dims)
+    # Any program that meets a lost row reads NaN, not a response of 0.
+    array, shard = _create_rows(group, name, values.shape, np.float32, np.nan, dims)
     for start in range(0, len(values), shard):
         array[start : start + shard] = values[start : start + shard]
 
@@ -363,63 +524,66 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
 
     Args:
         paths: One or several stores.
-        subjects: Names to keep, in this order; empty: all, in the order of storing.
+        subjects: Names to keep, in this order; empty: all, by store, then by name.
 
     Raises:
         errors.MissingInputError: If a store is absent.
+        errors.ConfigError: If a subject to keep is in no store.
         errors.InputError: If a store is damaged or of another version, a subject
-            occurs twice, or a test picture is in another subject's train split.
+            occurs twice, one id names two pictures, or a test picture is in another
+            subject's train split.
     """
-    groups, attrs, images = [], [], []
+    attrs, images, ids_of = [], [], []
     for path in paths:
         group = _open_store(path)
-        groups.append(group)
+        arrays = _open_arrays(path, group, ("images", "image_id"))
         attrs.append(dict(group.attrs))
         images.append(_tensorstore(path, "images"))
-    sizes = {tuple(a.shape[1:]) for a in images}
+        ids_of.append([str(i) for i in _whole(path, arrays["image_id"])])
+        _check_pictures(path, images[-1], ids_of[-1])
+    sizes = {a.shape[1] for a in images}
     if len(sizes) > 1:
         raise errors.InputError(
             ", ".join(paths),
             "images",
-            f"pictures of sizes {sorted(s[0] for s in sizes)}",
+            f"pictures of sizes {sorted(sizes)}",
             "one size in all stores",
             "Prepare them again with one --image_px.",
         )
     row_of: dict[str, int] = {}
     store_of, row_in = [], []
-    found: dict[str, tuple[int, Any]] = {}
+    found: dict[str, int] = {}  # subject -> store
     renumber = []
-    for k, group in enumerate(groups):
-        ids = [str(i) for i in group["image_id"][...]]
-        for row, image_id in enumerate(ids):
+    for k in range(len(paths)):
+        for row, image_id in enumerate(ids_of[k]):
             if image_id not in row_of:
                 row_of[image_id] = len(row_of)
                 store_of.append(k)
                 row_in.append(row)
-        renumber.append(np.asarray([row_of[i] for i in ids], np.int64))
-        for name in sorted(group["subjects"].keys()):
+        renumber.append(np.asarray([row_of[i] for i in ids_of[k]], np.int64))
+        for name in sorted(_open_group(paths[k], "subjects").group_keys()):
             if name in found:
                 raise errors.InputError(
                     paths[k],
                     f"subjects/{name}",
-                    f"the name is taken by {paths[found[name][0]]}",
+                    f"the name is taken by {paths[found[name]]}",
                     "subjects with names of their own",
                     "Leave one store out or prepare it again under another name.",
                 )
-            found[name] = (k, group["subjects"][name])
-    for name in subjects:
-        if name not in found:
+            found[name] = k
+    for n, name in enumerate(subjects):
+        if name not in found or name in subjects[:n]:
             raise errors.ConfigError(
                 "data.subjects",
                 "",
-                f"{name!r} is in no store",
-                "a subject of the stores",
+                f"{name!r} is {'given twice' if name in found else 'in no store'}",
+                "subjects of the stores, each once",
                 errors.nearest(name, found),
             )
     rows, offset = [], 0
     for name in subjects or found:
-        k, group = found[name]
-        subject = _open_subject(paths[k], name, group, offset, renumber[k])
+        k = found[name]
+        subject = _open_subject(paths[k], name, offset, renumber[k])
         rows.append(subject)
         offset += subject.num_voxels
     ids = tuple(row_of)
@@ -434,7 +598,10 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
         attrs=tuple(attrs),
         fingerprint=_fingerprint(rows, ids),
     )
-    _refuse_leaks(opened)
+    _refuse_leaks(opened, opened.image_id, "id")
+    if len(paths) > 1:
+        _refuse_clashes(opened, renumber)
+        _refuse_leaks(opened, _content(opened), "content")
     return opened
 
 
@@ -449,14 +616,8 @@ def _open_store(path: str) -> zarr.Group:
             "a store written by python -m ubrain_jax.prepare",
             "Check data.crowd, or prepare the dataset first.",
         )
-    try:
-        with _quiet_zarr():
-            group = zarr.open_group(path, mode="r")
-            attrs = dict(group.attrs)
-    except (zarr.errors.BaseZarrError, FileNotFoundError, ValueError) as error:
-        raise errors.InputError(
-            path, "", f"cannot be opened ({error})", "a Zarr v3 store", "Prepare it again."
-        ) from error
+    group = _open_group(path, "")
+    attrs = dict(group.attrs)
     if attrs.get("format") != FORMAT or attrs.get("version") != VERSION:
         raise errors.InputError(
             path,
@@ -468,42 +629,117 @@ def _open_store(path: str) -> zarr.Group:
     return group
 
 
+def _open_arrays(
+    path: str, group: zarr.Group, names: Sequence[str]
+) -> dict[str, zarr.Array]:
+    """Arrays of a group, refused where a file of theirs is gone.
+
+    Zarr would read a chunk that is gone as zeros.
+    """
+    arrays, faults = {}, []
+    for name in names:
+        try:
+            with _quiet_zarr():
+                array = group[name]
+        except KeyError:
+            faults.append(f"{name} is missing")
+            continue
+        except (ValueError, OSError) as error:
+            faults.append(f"{name} cannot be opened ({error})")
+            continue
+        if not isinstance(array, zarr.Array):
+            faults.append(f"{name} is no array")
+            continue
+        arrays[name] = array
+        lost = array.nchunks - array.nchunks_initialized
+        if lost > 0:
+            faults.append(f"{name} has lost files ({lost} or more chunks)")
+    if faults:
+        raise _damaged(path, group.path, "; ".join(faults), "every array, whole")
+    return arrays
+
+
+def _whole(path: str, array: zarr.Array) -> np.ndarray:
+    """All values of a small array."""
+    try:
+        return np.asarray(array[...])
+    except (ValueError, OSError) as error:
+        found = f"cannot be read ({error})"
+        raise _damaged(path, array.path, found, "an array") from error
+
+
+def _damaged(path: str, where: str, found: str, expected: str) -> errors.InputError:
+    return errors.InputError(
+        path,
+        where,
+        found,
+        expected,
+        "The store is damaged: copy it again, or prepare it again.",
+    )
+
+
+def _check_pictures(
+    path: str, array: tensorstore.TensorStore, ids: Sequence[str]
+) -> None:
+    """Refuses pictures that are not one square of bytes for each id."""
+    shape = tuple(array.shape)
+    square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+    if not square or array.dtype.name != "uint8" or shape[0] != len(ids):
+        raise _damaged(
+            path,
+            "images",
+            f"{shape} {array.dtype.name} for {len(ids)} ids",
+            "(ids, side, side, 3) uint8",
+        )
+    if len(set(ids)) != len(ids):
+        raise _damaged(path, "image_id", "an id occurs twice", "distinct ids")
+
+
+def _open_group(path: str, name: str) -> zarr.Group:
+    """One group of a store; each array's own file counts, not the copy for xarray."""
+    try:
+        with _quiet_zarr():
+            return zarr.open_group(path, path=name, mode="r", use_consolidated=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        found = f"cannot be opened ({error})"
+        raise _damaged(path, name, found, "a Zarr v3 group") from error
+
+
 def _open_subject(
-    path: str, name: str, group: zarr.Group, offset: int, renumber: np.ndarray
+    path: str, name: str, offset: int, renumber: np.ndarray
 ) -> SubjectRows:
     """Reads a subject's small arrays; its responses stay on disk."""
-    where = f"subjects/{name}"
+    group = _open_group(path, f"subjects/{name}")
     names = ("image", "split", "repeats", "ncsnr", "position", "roi", "roi_name")
-    missing = [n for n in (*names, "responses") if n not in group]
-    if missing:
-        raise errors.InputError(
-            path,
-            where,
-            f"{', '.join(missing)} missing",
-            "every array of the store's layout",
-            "The store is damaged; prepare it again.",
-        )
-    with _quiet_zarr():
-        image, split, repeats, ncsnr, position, roi, roi_names = (
-            group[n][...] for n in names
-        )
-    responses = _tensorstore(path, f"{where}/responses")
+    arrays = _open_arrays(path, group, (*names, "responses"))
+    image, split, repeats, ncsnr, position, roi, roi_names = (
+        _whole(path, arrays[n]) for n in names
+    )
+    responses = _tensorstore(path, f"subjects/{name}/responses")
     m, v = responses.shape
-    if len(image) != m or len(split) != m or len(ncsnr) != v or len(roi) != v:
-        raise errors.InputError(
-            path,
-            where,
-            f"responses are {(m, v)}, with {len(image)} images, {len(ncsnr)} ncsnr",
-            "equal lengths",
-            "The store is damaged; prepare it again.",
-        )
+    wanted = {
+        "image": (image, (m,)),
+        "split": (split, (m,)),
+        "repeats": (repeats, (m,)),
+        "ncsnr": (ncsnr, (v,)),
+        "position": (position, (v, 3)),
+        "roi": (roi, (v, len(roi_names))),
+    }
+    faults = [
+        f"{key} is {values.shape}, not {shape}"
+        for key, (values, shape) in wanted.items()
+        if values.shape != shape
+    ]
+    split = np.array([str(s) for s in split])
+    if unknown := set(split.tolist()) - set(SPLITS):
+        faults.append(f"split holds {sorted(unknown)}")
     if m and (image.min() < 0 or image.max() >= len(renumber)):
-        raise errors.InputError(
-            path,
-            f"{where}/image",
-            f"rows {image.min()}..{image.max()}",
-            f"0..{len(renumber) - 1}",
-            "The store is damaged; prepare it again.",
+        faults.append(f"image holds {image.min()}..{image.max()} of {len(renumber)}")
+    elif len(set(image.tolist())) != len(image):
+        faults.append("image holds a picture twice")
+    if faults:
+        raise _damaged(
+            path, group.path, "; ".join(faults), f"{m} samples of {v} voxels"
         )
     return SubjectRows(
         name,
@@ -511,7 +747,7 @@ def _open_subject(
         v,
         responses,
         renumber[image.astype(np.int64)],
-        np.array([str(s) for s in split]),
+        split,
         repeats,
         ncsnr,
         position,
@@ -519,6 +755,11 @@ def _open_subject(
         tuple(str(r) for r in roi_names),
         dict(group.attrs),
     )
+
+
+def _values(group: zarr.Group, name: str) -> np.ndarray:
+    """A small array of a group, whole."""
+    return np.asarray(cast(zarr.Array, group[name])[...])
 
 
 def _tensorstore(path: str, name: str) -> tensorstore.TensorStore:
@@ -529,18 +770,14 @@ def _tensorstore(path: str, name: str) -> tensorstore.TensorStore:
         kvstore = {"driver": "file", "path": f"{os.path.abspath(path)}/{name}/"}
     try:
         return tensorstore.open(
-            {"driver": "zarr3", "kvstore": kvstore},
+            # Lost chunks are errors, not zeros.
+            {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False},
             read=True,
             context=tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}}),
         ).result()
     except (ValueError, OSError) as error:
-        raise errors.InputError(
-            path,
-            name,
-            f"cannot be read ({str(error).splitlines()[0]})",
-            "an array",
-            "The store is damaged; prepare it again.",
-        ) from error
+        message = str(error).split(" [tensorstore_spec=")[0]
+        raise _damaged(path, name, f"cannot be read ({message})", "an array") from error
 
 
 def _fingerprint(subjects: Sequence[SubjectRows], ids: Sequence[str]) -> str:
@@ -554,13 +791,9 @@ def _fingerprint(subjects: Sequence[SubjectRows], ids: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _refuse_leaks(crowd: Crowd) -> None:
-    """No picture may be test for one subject and train or val for another."""
+def _refuse_leaks(crowd: Crowd, keys: Sequence[Any], kind: str) -> None:
+    """No picture, told by its key, may be test for one subject and not for another."""
     roles: dict[Any, dict[bool, tuple[str, str]]] = {}
-    keys: Sequence[Any] = crowd.image_id
-    kind = "id"
-    if len(crowd.paths) > 1:
-        keys, kind = _content(crowd), "content"
     for subject in crowd.subjects:
         for row, split in zip(subject.image, subject.split, strict=True):
             role = roles.setdefault(keys[row], {})
@@ -576,6 +809,32 @@ def _refuse_leaks(crowd: Crowd) -> None:
             "splits by picture over all stores of a run",
             "Prepare the stores with one rule, or leave a subject out (data.subjects).",
         )
+
+
+def _refuse_clashes(crowd: Crowd, renumber: Sequence[np.ndarray]) -> None:
+    """An id that several stores have must be one picture in all of them.
+
+    Args:
+        crowd: The opened stores.
+        renumber: For each store, the row in `Crowd.image_id` of each of its pictures.
+    """
+    for k, rows in enumerate(renumber):
+        again = np.flatnonzero(crowd.image_store[rows] != k)
+        for start in range(0, len(again), 256):
+            block = again[start : start + 256]
+            here = _read(crowd.pictures[k], block).astype(np.int16)
+            there = read_pictures(crowd, rows[block])
+            other = np.abs(here - there).mean((1, 2, 3)) > _OTHER_PICTURE
+            if other.any():
+                row = rows[block[other][0]]
+                first = crowd.paths[crowd.image_store[row]]
+                raise errors.InputError(
+                    f"{first}, {crowd.paths[k]}",
+                    "images",
+                    f"{crowd.image_id[row]} is two different pictures",
+                    "ids that mean the same picture in all stores",
+                    "Prepare one of the stores again under other ids.",
+                )
 
 
 def _content(crowd: Crowd) -> list[bytes]:
@@ -597,35 +856,47 @@ def read_pictures(crowd: Crowd, rows: np.ndarray) -> np.ndarray:
     out = np.empty(shape, np.uint8)
     for k in np.unique(crowd.image_store[rows]):
         mine = crowd.image_store[rows] == k
-        handle = crowd.pictures[k].oindex[crowd.image_row[rows[mine]]]
-        out[mine] = handle.read().result()
+        out[mine] = _read(crowd.pictures[k], crowd.image_row[rows[mine]])
     return out
 
 
 def read_responses(subject: SubjectRows, samples: np.ndarray) -> np.ndarray:
     """Responses (B, V) float32 of samples (B,), in one read."""
     samples = _checked(samples, subject.responses.shape[0], "sample")
-    return subject.responses.oindex[samples].read().result()
+    values = _read(subject.responses, samples)
+    if not np.isfinite(values).all():
+        row, voxel = np.argwhere(~np.isfinite(values))[0]
+        raise _damaged(
+            subject.responses.kvstore.path,
+            f"sample {samples[row]}",
+            f"{values[row, voxel]} in voxel {voxel}",
+            "finite responses",
+        )
+    return values
+
+
+def _read(array: tensorstore.TensorStore, rows: np.ndarray) -> np.ndarray:
+    """Some rows of an array, in one read."""
+    try:
+        return array.oindex[rows].read().result()
+    except (ValueError, OSError) as error:
+        path = array.kvstore.path
+        raise _damaged(path, "", f"cannot be read ({error})", "whole files") from error
 
 
 def _checked(rows: np.ndarray, size: int, what: str) -> np.ndarray:
     """Row numbers as int64 inside 0..size-1; JAX and TensorStore would not say."""
-    rows = np.asarray(rows, np.int64)
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu" and rows.size:
+        raise TypeError(f"{what} rows are {rows.dtype}, not integers")
     if rows.size and (rows.min() < 0 or rows.max() >= size):
         raise IndexError(f"{what} rows {rows.min()}..{rows.max()}; have 0..{size - 1}")
-    return rows
+    return rows.astype(np.int64)
 
 
 def write_xarray(table: xarray.Dataset, path: pathlib.Path) -> None:
     """A small xarray dataset as Zarr v3, under its name only when whole."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    with _quiet_zarr():
-        table.to_zarr(partial, zarr_format=3, consolidated=False)
-    if path.exists():
-        old = path.with_name(f"{path.name}.old-{os.getpid()}")
-        path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old)
-    else:
-        partial.rename(path)
+    with _writing(path), _partial(path) as partial:
+        with _quiet_zarr():
+            table.to_zarr(partial, zarr_format=3, consolidated=False)
+        _place(partial, path)

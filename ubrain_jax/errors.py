@@ -8,6 +8,7 @@ supervisor knows whether a restart can help).
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -16,6 +17,8 @@ EXIT_BAD_DATA = 65
 EXIT_MISSING_INPUT = 66
 EXIT_OUTPUT = 73
 EXIT_CONFIG = 78
+EXIT_INTERRUPT = 130
+EXIT_PIPE = 141
 
 
 class InputError(ValueError):
@@ -87,28 +90,55 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     """
     from absl import app, flags
 
+    def stop(message: str, code: int) -> None:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(code)
+
     def parse_flags(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv, known_only=False)
+            rest = flags.FLAGS(argv, known_only=False)
+            for name in flags.FLAGS:  # an absent config file shows when it is used
+                hasattr(flags.FLAGS[name].value, "is_locked")
         except flags.Error as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(EXIT_USAGE)
+            text = _without_traceback(str(error))
+            config = text.startswith("flag --config")
+            stop(text, EXIT_CONFIG if config else EXIT_USAGE)
+        except OSError as error:
+            text = str(error).strip().splitlines()[-1]
+            stop(f"--config: {text}", EXIT_MISSING_INPUT)
         except (AttributeError, KeyError) as error:  # a --config.x.y that is unknown
-            text = " ".join(str(error).replace("\\n", " ").split()).strip("\"'")
-            print(f"error: --config: unknown key {text}", file=sys.stderr)
-            sys.exit(EXIT_CONFIG)
+            text = str(error)
+            close = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+            if close:
+                text = f"unknown key {close[2]}. Did you mean {close[1]}?"
+            elif isinstance(error, KeyError):
+                text = "unknown key " + text.strip("\"'")
+            stop(f"--config: {text}", EXIT_CONFIG)
+        return rest
 
     def guarded(argv: list[str]) -> None:
         try:
             code = main(argv)
+            sys.stdout.flush()  # here, where a closed pipe can be caught
         except InputError as error:
             if os.environ.get("UBRAIN_DEBUG"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            stop(str(error), error.exit_code)
         except BrokenPipeError:  # `| head` closed our standard output
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+            sys.exit(EXIT_PIPE)
+        except KeyboardInterrupt:
+            stop("interrupted", EXIT_INTERRUPT)
         sys.exit(code or 0)
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _without_traceback(text: str) -> str:
+    """First and last line of a message that holds a traceback."""
+    if "Traceback (most recent call last)" not in text or os.environ.get(
+        "UBRAIN_DEBUG"
+    ):
+        return text
+    lines = [line for line in text.splitlines() if line.strip()]
+    return f"{lines[0]} {lines[-1]}"

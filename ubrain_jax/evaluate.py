@@ -58,7 +58,9 @@ class Predictor:
 
     def features(self, rows: np.ndarray, *, quiet: bool = True) -> np.ndarray:
         """Rows (M,) of `Crowd.image_id` -> features (M, L, P, C) float32."""
-        run, out = self._run, None
+        run = self._run
+        shape = (len(self._run.experiment.backbone.taps), 0, 0)
+        out = np.empty((len(rows), *shape), np.float32)
         starts = range(0, len(rows), self._batch)
         for start in tqdm.tqdm(starts, desc="features", disable=quiet or None):
             part = rows[start : start + self._batch]
@@ -66,7 +68,7 @@ class Predictor:
             pictures = crowd.read_pictures(run.stores, padded)
             pictures = sharding.put(run.mesh, sharding.IMAGES, pictures)
             block = self._features(self._params, run.parts.frozen, pictures)
-            if out is None:
+            if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
             out[start : start + len(part)] = np.asarray(block)[: len(part)]
         return out
@@ -216,7 +218,7 @@ def evaluate(
     tests = [subject.samples("test") for subject in run.stores.subjects]
     wanted = [s.image[t] for s, t in zip(run.stores.subjects, tests, strict=True)]
     pictures = np.unique(np.concatenate(wanted))
-    features = predictor.features(pictures, quiet=False) if len(pictures) else None
+    features = predictor.features(pictures, quiet=False)
     summaries, scores, retrieved, notes = {}, [], [], []
     for subject, samples in zip(run.stores.subjects, tests, strict=True):
         if len(samples) < 3:
@@ -268,7 +270,9 @@ def warnings_of(run: experiments.Run) -> list[str]:
         s.name for s in run.stores.subjects if s.attrs.get("simulated") is not None
     ]
     if simulated:
-        found.append(f"Simulated subjects: {', '.join(simulated)}. No brain was measured.")
+        found.append(
+            f"Simulated subjects: {', '.join(simulated)}. No brain was measured."
+        )
     return found
 
 
@@ -280,7 +284,7 @@ def _queries(
     predicted: np.ndarray,
     found: metrics.Retrieval,
 ) -> list[report.Retrieved]:
-    """Some test pictures, evenly over the ranks from best to worst, and their matches."""
+    """Test pictures, evenly over the ranks from best to worst, and their matches."""
     count = min(run.experiment.evaluate.report_queries, len(samples))
     by_rank = np.argsort(found.rank, kind="stable")
     chosen = by_rank[np.linspace(0, len(by_rank) - 1, count).round().astype(int)]

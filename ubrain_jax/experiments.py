@@ -20,8 +20,15 @@ class Run(NamedTuple):
     provenance: weights.Provenance
 
 
-def prepare_run(experiment: config.Experiment) -> Run:
-    """Opens stores and weights and builds the initial encoder."""
+def prepare_run(
+    experiment: config.Experiment, devices: list[jax.Device] | None = None
+) -> Run:
+    """Opens stores and weights and builds the initial encoder.
+
+    Args:
+        experiment: All settings.
+        devices: Of the mesh; default: all.
+    """
     data, settings = experiment.data, experiment.backbone
     stores = crowd.open_crowd(data.crowd, data.subjects)
     if stores.image_px != settings.image_px:
@@ -37,6 +44,7 @@ def prepare_run(experiment: config.Experiment) -> Run:
         experiment.mesh.voxel,
         stripes=data.stripes,
         batch_images=data.batch_images,
+        devices=devices,
     )
     network, provenance = weights.load(
         settings.weights,

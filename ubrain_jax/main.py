@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
                 f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
             )
     experiment = config.parse(_CONFIG.value, "--config")
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = pathlib.Path(str(_WORKDIR.value))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

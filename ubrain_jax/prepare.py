@@ -48,6 +48,7 @@ _CHECK = flags.DEFINE_bool("check", False, "Only read and report.")
 
 def open_dataset() -> schema.Dataset:
     """The dataset that the flags name, opened and checked."""
+    source = str(_SOURCE.value)
     subjects = tuple(_SUBJECTS.value) or None
     shared = {"subjects": subjects, "val_fraction": _VAL.value, "seed": _SEED.value}
     if _DATASET.value == "nsd":
@@ -62,7 +63,7 @@ def open_dataset() -> schema.Dataset:
                 "Write numbers with commas between them.",
             ) from error
         return nsd.open_dataset(
-            _SOURCE.value,
+            source,
             space=_SPACE.value,
             betas=_BETAS.value,
             mask=_MASK.value,
@@ -71,8 +72,8 @@ def open_dataset() -> schema.Dataset:
             **shared,
         )
     if _DATASET.value == "algonauts":
-        return algonauts.open_dataset(_SOURCE.value, **shared)
-    return released.open_dataset(_SOURCE.value, images=_IMAGES.value, **shared)
+        return algonauts.open_dataset(source, **shared)
+    return released.open_dataset(source, images=_IMAGES.value, **shared)
 
 
 def main(argv: list[str]) -> int:
@@ -96,13 +97,13 @@ def main(argv: list[str]) -> int:
             "--image_px", "", str(_PX.value), "a multiple of the patch, 14", "Use 224."
         )
     if not _CHECK.value:
-        crowd.check_target(_OUT.value, _OVERWRITE.value)  # before hours of reading
+        crowd.check_target(str(_OUT.value), _OVERWRITE.value)  # before hours of reading
     dataset = open_dataset()
     if _CHECK.value:
-        _check(dataset)
+        _check(dataset, _PX.value)
         return 0
     counts = crowd.write(
-        _OUT.value, dataset, image_px=_PX.value, overwrite=_OVERWRITE.value
+        str(_OUT.value), dataset, image_px=_PX.value, overwrite=_OVERWRITE.value
     )
     for line in dataset.report:
         print(line)
@@ -112,21 +113,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _check(dataset: schema.Dataset) -> None:
-    """Reads every response and picture and reports; writes nothing."""
-    ids: dict[str, None] = {}
-    for subject in dataset.subjects:
+def _check(dataset: schema.Dataset, image_px: int) -> None:
+    """Reads every response and picture as for a store and reports; writes nothing."""
+    splits: dict[str, tuple[str, str]] = {}
+    for subject in crowd.checked_subjects(dataset, splits):
         spread = subject.responses.std(0)
+        constant = subject.responses.max(0) == subject.responses.min(0)
         print(
             f"{subject.name}: {subject.responses.shape[0]} pictures, "
             f"{subject.responses.shape[1]} voxels, median SD over pictures "
-            f"{np.median(spread):.3f}, {int((spread == 0).sum())} constant"
+            f"{np.median(spread):.3f}, {int(constant.sum())} constant"
         )
-        ids.update(dict.fromkeys(subject.image_id))
-    sizes = {picture.shape for picture in dataset.read_images(list(ids))}
+    count = sum(1 for _ in crowd.checked_pictures(dataset, splits, image_px))
     for line in dataset.report:
         print(line)
-    print(f"{len(ids)} pictures of size {sorted(sizes)}; nothing was written")
+    print(f"{count} pictures; nothing was written")
 
 
 if __name__ == "__main__":

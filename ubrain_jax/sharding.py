@@ -44,9 +44,8 @@ def make_mesh(
     count = len(devices)
     if voxel is None:
         left = count // data if data else count
-        voxel = max(
-            d for d in range(1, 9) if left % d == 0 and stripes % d == 0 and d <= left
-        )
+        fits = [d for d in range(1, 9) if left % d == 0 and stripes % d == 0]
+        voxel = max(d for d in fits if d <= max(1, left))
     data = count // voxel if data is None else data
     found = f"data {data} x voxel {voxel} with {count} devices"
     if data * voxel != count:

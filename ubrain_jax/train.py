@@ -26,9 +26,9 @@ from ubrain_jax import (
     crowd,
     errors,
     evaluate,
+    experiments,
     losses,
     optim,
-    experiments,
     sharding,
 )
 from ubrain_jax.model import encoder
@@ -194,7 +194,10 @@ def check_resumable(meta: dict[str, Any], run: experiments.Run, workdir: str) ->
 
 
 def restored(
-    run: experiments.Run, workdir: str, optimiser: optax.GradientTransformation, keep: int
+    run: experiments.Run,
+    workdir: str,
+    optimiser: optax.GradientTransformation,
+    keep: int,
 ) -> tuple[Any, State, State]:
     """Checkpoint manager, newest state of the workdir (or the initial one), places."""
     manager = checkpoint.open_manager(workdir, keep)

@@ -24,7 +24,7 @@ _EPS = 1e-5
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm over the last axis in float32: two passes, variance after centring."""
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = x - jnp.mean(x, -1, keepdims=True)
     variance = jnp.mean(centred * centred, -1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + _EPS) * scale + bias
@@ -73,7 +73,8 @@ class Head(nnx.Module):
         self.norm_in_bias = nnx.Param(jnp.zeros((num_taps, width)))
         self.in_kernel, self.in_bias = linear(width, c)
         self.query_kernel, self.query_bias = linear(e, e)
-        self.key_kernel, self.key_bias = linear(c, e)
+        # Without a bias: it would shift all logits alike and change nothing.
+        self.key_kernel, _ = linear(c, e)
         self.position = normal(num_tokens, e)  # one for all taps
         self.norm_scale = nnx.Param(jnp.ones((num_taps, c)))
         self.norm_bias = nnx.Param(jnp.zeros((num_taps, c)))
@@ -86,7 +87,7 @@ class Head(nnx.Module):
         return jnp.matmul(
             x.astype(self.dtype),
             y.astype(self.dtype),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
         )
 
     def project(self, taps: jax.Array) -> jax.Array:
@@ -110,11 +111,12 @@ class Head(nnx.Module):
         """Where one voxel looks: features (P, C) of one tap, (E,) -> weights (P,).
 
         softmax over tokens of (K q), without 1 / sqrt(E); q = e Wq + bq and
-        K = F Wk + bk + position. K Wq^T is made first: it does not depend on the
-        voxel, so under vmap it is made once for each image.
+        K = F Wk + position (a bias of K would cancel in the softmax). K Wq^T is made
+        first: it does not depend on the voxel, so under vmap it is made once for
+        each image.
         """
         keys = self._dot(features, self.key_kernel[tap])  # (P, E)
-        keys = keys + self.key_bias[tap][None] + self.position[...]
+        keys = keys + self.position[...]
         folded = self._dot(keys, self.query_kernel[tap].T)  # (P, E)
         shift = self._dot(keys, self.query_bias[tap])  # (P,)
         return jax.nn.softmax(self._dot(folded, embedding) + shift)
@@ -151,4 +153,6 @@ class Head(nnx.Module):
 
         if self.remat:
             one_tap = jax.checkpoint(one_tap, static_argnums=0)
-        return sum(one_tap(tap, features[tap], embedding) for tap in range(self.num_taps))
+        taps = range(self.num_taps)
+        each = [one_tap(tap, features[tap], embedding) for tap in taps]
+        return jnp.sum(jnp.stack(each))

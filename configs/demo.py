@@ -1,0 +1,55 @@
+"""Three simulated brains on a laptop's CPU: the whole line in minutes.
+
+What:    One encoder for the simulated crowd of `python -m ubrain_jax.simulate`, on the
+         small network that comes with the package. No brain was measured.
+Command: make demo
+Cost:    See docs/log.md.
+Expect:  See docs/log.md.
+Checked: See docs/log.md.
+"""
+
+from ubrain_jax import config
+
+
+def get_config():
+    c = config.default()
+
+    c.data.crowd = ("demo/nsd.zarr",)
+    c.data.batch_images = 32
+    c.data.voxels_per_image = 400
+    c.data.stripes = 8
+
+    c.backbone.name = ""
+    c.backbone.weights = "bundled"
+    c.backbone.taps = (1, 2, 3, 4, 6)
+    c.backbone.image_px = 112
+    c.backbone.dtype = "float32"
+    c.backbone.remat = "none"
+
+    c.adapter.kind = "lora"
+    c.adapter.rank = 4
+    c.adapter.alpha = 4.0
+
+    c.head.embed_dim = 64
+    c.head.channels = 64
+    c.head.mlp_ratio = 2
+    c.head.dropout = 0.1
+    c.head.dtype = "float32"
+    c.head.remat = False
+
+    c.loss.kind = "paper"
+    c.loss.alpha = 0.1
+
+    c.optim.learning_rate = 2e-3
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 50
+
+    c.train.steps = 800
+    c.train.seed = 0
+    c.train.eval_every_steps = 400
+    c.train.checkpoint_every_steps = 200
+    c.train.log_every_steps = 20
+
+    c.evaluate.batch_images = 25
+    c.evaluate.val_images = 64
+    return c
