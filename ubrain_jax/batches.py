@@ -135,7 +135,7 @@ def gather(stores: crowd.Crowd, pools: Pools, draws: Draw, stripes: int) -> Batc
             continue
         rows = crowd.read_responses(subject, sample[saw])  # (saw, V)
         inside = voxel[saw] - subject.offset
-        mine = (inside >= 0) & (inside < subject.num_voxels) & weight[saw]
+        mine = (inside >= 0) & (inside < subject.num_voxels)  # padding is below 0
         image, stripe, slot = np.nonzero(mine)
         response[saw[image], stripe, slot] = rows[image, inside[mine]]
     if voxel.max(initial=0) >= stores.num_voxels:

@@ -28,7 +28,11 @@ def open_manager(workdir: str, keep: int) -> ocp.CheckpointManager:
             todelete_subdir="trash",
             enable_async_checkpointing=True,
         ),
-        item_names=("state", "meta"),
+        # Named, so that what a checkpoint holds can be listed before it is read.
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        },
     )
 
 
@@ -94,20 +98,20 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
 
 
 def _mismatch(stored: Any, like: Any) -> list[str]:
-    """Leaves that differ between a checkpoint's metadata and a tree."""
+    """Leaves that differ between a checkpoint's metadata and a tree.
+
+    By name, because tuples come back from disk as lists or dicts.
+    """
 
     def flat(tree: Any) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {
             jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
             for path, leaf in leaves
+            if hasattr(leaf, "shape")
         }
 
-    def plain(tree: Any) -> Any:
-        # Through names only: tuples come back from disk as lists or dicts.
-        return flat(ocp.utils.serialize_tree(tree, keep_empty_nodes=False))
-
-    old, new = plain(stored), plain(like)
+    old, new = flat(stored), flat(like)
     return [
         *(f"missing: {name}" for name in sorted(set(new) - set(old))),
         *(f"extra: {name}" for name in sorted(set(old) - set(new))),

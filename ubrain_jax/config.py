@@ -288,13 +288,20 @@ def _convert(value: Any, hint: Any) -> Any:
         if not isinstance(value, tuple | list):
             raise TypeError(f"a tuple of {inner.__name__}")
         if inner is str:  # a command line gives a,b,c as one text
-            value = [p for v in value for p in (v.split(",") if v else ())]
+            value = [p for v in value for p in _split(v)]
         return tuple(_convert(v, inner) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TypeError(f"a value of type {hint.__name__}")
     return value
+
+
+def _split(value: Any) -> list:
+    """Parts of a text with commas; anything else as it is."""
+    if not isinstance(value, str):
+        return [value]
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _out_of_range(e: Experiment) -> list[str]:

@@ -38,7 +38,10 @@ _MASK = flags.DEFINE_string(
 )
 _SESSIONS = flags.DEFINE_list("sessions", [], "nsd: numbers. Default: all on disk.")
 _VAL = flags.DEFINE_float(
-    "val_fraction", 0.05, "Share of the pictures outside the test set for validation."
+    "val_fraction",
+    None,
+    "Share of the pictures outside the test set for validation. Default: 0.05, or "
+    "what the file says (released).",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of validation pictures.")
 _PX = flags.DEFINE_integer("image_px", 224, "Side of the stored pictures, pixels.")
@@ -46,11 +49,22 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a store at --out.")
 _CHECK = flags.DEFINE_bool("check", False, "Only read and report.")
 
 
+# Flags that not every dataset knows.
+_KNOWN_BY = {
+    "images": ("nsd", "released"),
+    "space": ("nsd",),
+    "betas": ("nsd",),
+    "mask": ("nsd",),
+    "sessions": ("nsd",),
+}
+
+
 def open_dataset() -> schema.Dataset:
     """The dataset that the flags name, opened and checked."""
     source = str(_SOURCE.value)
-    subjects = tuple(_SUBJECTS.value) or None
-    shared = {"subjects": subjects, "val_fraction": _VAL.value, "seed": _SEED.value}
+    shared = {"subjects": tuple(_SUBJECTS.value) or None, "seed": _SEED.value}
+    if _VAL.value is not None:
+        shared["val_fraction"] = _VAL.value
     if _DATASET.value == "nsd":
         try:
             sessions = tuple(int(s) for s in _SESSIONS.value) or None
@@ -88,7 +102,16 @@ def main(argv: list[str]) -> int:
             raise errors.ConfigError(
                 f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
             )
-    if not 0 <= _VAL.value < 1:
+    for name, datasets in _KNOWN_BY.items():
+        if flags.FLAGS[name].present and _DATASET.value not in datasets:
+            raise errors.ConfigError(
+                f"--{name}",
+                "",
+                f"given for {_DATASET.value}",
+                f"it only with --dataset={' or '.join(datasets)}",
+                "Leave it out.",
+            )
+    if _VAL.value is not None and not 0 <= _VAL.value < 1:
         raise errors.ConfigError(
             "--val_fraction", "", str(_VAL.value), "0 <= x < 1", "Change it."
         )

@@ -13,7 +13,7 @@ References:
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 REMAT = ("none", "cheap", "full")
-ATTENTION = ("xla", "cudnn")
+Attention = Literal["xla", "cudnn"]
 COMPUTE_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -287,7 +287,7 @@ class Dinov2(nnx.Module):
         *,
         adapter: Adapter | None = None,
         remat: str = "cheap",
-        attention: str = "xla",
+        attention: Attention = "xla",
     ) -> jax.Array:
         """Residual stream after each tapped block, without the final LayerNorm.
 
@@ -352,7 +352,7 @@ class Dinov2(nnx.Module):
         taps: tuple[int, ...],
         adapter: Adapter | None,
         remat: str,
-        attention: str,
+        attention: Attention,
     ) -> None:
         """Refuses arguments that XLA would clamp or that would fail far inside."""
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1:
@@ -364,8 +364,9 @@ class Dinov2(nnx.Module):
             )
         if remat not in REMAT:
             raise ValueError(f"remat is {remat!r}; expected one of {REMAT}")
-        if attention not in ATTENTION:
-            raise ValueError(f"attention is {attention!r}; expected one of {ATTENTION}")
+        known = get_args(Attention)
+        if attention not in known:
+            raise ValueError(f"attention is {attention!r}; expected one of {known}")
         if attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("attention 'cudnn' needs a bfloat16 backbone")
         if adapter is None:
@@ -429,7 +430,7 @@ def _block(
     geometry: Geometry,
     adapter: Adapter | None,
     cheap: bool,
-    attention: str,
+    attention: Attention,
     x: jax.Array,
     index: jax.Array,
     low_rank: tuple[jax.Array, jax.Array] | None,
@@ -446,9 +447,12 @@ def _block(
     def dense(x: jax.Array, name: str) -> jax.Array:
         return _dense(x, blocks[f"{name}_kernel"], blocks[f"{name}_bias"], index)
 
-    def delta(x: jax.Array) -> jax.Array:
+    def adapted(kind: str, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Adds the low-rank product of x to y, if the adapter is of this kind."""
+        if adapter is None or low_rank is None or adapter.kind != kind:
+            return y
         a, b = (array.astype(x.dtype) for array in low_rank)
-        return jnp.asarray(adapter.scale, x.dtype) * (x @ a @ b)
+        return y + jnp.asarray(adapter.scale, x.dtype) * (x @ a @ b)
 
     batch, tokens, width = x.shape
     y = norm(x, vector["norm1_scale"], vector["norm1_bias"])
@@ -456,16 +460,11 @@ def _block(
     query, key, value = jnp.moveaxis(dense(y, "qkv").reshape(heads), 2, 0)
     y = jax.nn.dot_product_attention(query, key, value, implementation=attention)
     y = y.reshape(batch, tokens, width)
-    out = dense(y, "out")
-    if adapter is not None and adapter.kind == "lora":
-        out = out + delta(y)
-    x = x + out * vector["scale1"]
+    x = x + adapted("lora", y, dense(y, "out")) * vector["scale1"]
     y = norm(x, vector["norm2_scale"], vector["norm2_bias"])
     y = dense(activation(dense(y, "up")), "down")
     x = x + y * vector["scale2"]
-    if adapter is not None and adapter.kind == "residual":
-        x = x + delta(x)
-    return x
+    return adapted("residual", x, x)
 
 
 def random(

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -639,9 +639,9 @@ def _read_config(path: pathlib.Path) -> dinov2.Geometry:
         heads=config.num_attention_heads,
         mlp="swiglu" if config.use_swiglu_ffn else "gelu",
         mlp_width=hidden,
-        patch=config.patch_size,
+        patch=cast(int, config.patch_size),
         registers=config.num_register_tokens if registers else 0,
-        image_px=config.image_size,
+        image_px=cast(int, config.image_size),
         eps=config.layer_norm_eps,
     )
 

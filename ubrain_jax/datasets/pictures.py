@@ -14,7 +14,7 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from ubrain_jax import errors
 
@@ -162,7 +162,7 @@ def fit(
     return image[top : top + px, left : left + px].copy()
 
 
-def _check_header(path: pathlib.Path, image: Image.Image) -> None:
+def _check_header(path: pathlib.Path, image: ImageFile.ImageFile) -> None:
     """Size, frames and bits, before a pixel is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -193,7 +193,7 @@ def _check_header(path: pathlib.Path, image: Image.Image) -> None:
         )
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether colours have 16 bits in the file, which Pillow drops in silence."""
     for tile in image.tile:
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)

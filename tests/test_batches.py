@@ -1,0 +1,366 @@
+"""Batches: the same for a seed and a step, fair draws, and no test data in them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import zarr
+from scipy import stats
+
+from ubrain_jax import batches, config, crowd, errors
+
+SETTINGS = config.Data(batch_images=8, voxels_per_image=16, stripes=4, read_threads=1)
+# Three subjects of uneven sizes in one table.
+VOXELS = (37, 23, 50)
+
+
+def three(make_dataset, change=None):
+    """Three subjects; t/0002 is train for all, t/0003 for two, 9 more for each."""
+    dataset = make_dataset(num_subjects=3, voxels=VOXELS)
+
+    def subjects():
+        for subject in dataset.subjects:
+            split = subject.split.copy()
+            split[2:4] = "train"
+            if subject.name == "t-subj02":
+                split[3] = "val"
+            subject = subject._replace(split=split)
+            yield change(subject) if change else subject
+
+    return dataset._replace(subjects=subjects())
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, make_dataset):
+    path = tmp_path_factory.mktemp("batches") / "three.zarr"
+    crowd.write(str(path), three(make_dataset), image_px=28)
+    return crowd.open_crowd((str(path),))
+
+
+@pytest.fixture(scope="module")
+def pools(stores):
+    return batches.find_pools(stores)
+
+
+def take(source, count):
+    return [source[step] for step in range(count)]
+
+
+def assert_same(a, b):
+    """Bit for bit."""
+    for name, x, y in zip(batches.Batch._fields, a, b, strict=True):
+        assert x.dtype == y.dtype, name
+        assert x.tobytes() == y.tobytes(), name
+        assert x.shape == y.shape, name
+
+
+def global_voxels(batch, stripes=4):
+    """Rows of the whole table: voxel v lives in row v // S of stripe v % S."""
+    return batch.voxel.astype(np.int64) * stripes + np.arange(stripes)[:, None]
+
+
+def test_shapes_and_types(stores):
+    batch = batches.dataset(stores, SETTINGS, 0)[0]
+    shapes = {name: a.shape for name, a in batch._asdict().items()}
+    assert shapes == {
+        "image": (8, 28, 28, 3),
+        "voxel": (8, 4, 4),
+        "response": (8, 4, 4),
+        "weight": (8, 4, 4),
+        "picture": (8,),
+    }
+    assert [a.dtype.name for a in batch] == [
+        "uint8",
+        "int32",
+        "float32",
+        "float32",
+        "int32",
+    ]
+
+
+def test_pools_hold_train_samples_and_nothing_else(stores, pools):
+    for k, subject in enumerate(stores.subjects):
+        expected = np.full(len(stores.image_id), -1)
+        for sample, (row, split) in enumerate(
+            zip(subject.image, subject.split, strict=True)
+        ):
+            if split == "train":
+                expected[row] = sample
+        np.testing.assert_array_equal(pools.sample[k], expected)
+    ids = {stores.image_id[p] for p in pools.pictures}
+    own = {f"t/{1000 * k + i}" for k in (1, 2, 3) for i in range(9)}
+    assert ids == own | {"t/0002", "t/0003"}
+
+
+def test_no_training_picture_is_an_error(tmp_path, make_dataset):
+    path = str(tmp_path / "t.zarr")
+
+    def all_test(subject):
+        return subject._replace(split=np.full(16, "test"))
+
+    crowd.write(path, three(make_dataset, all_test), image_px=28)
+    with pytest.raises(errors.InputError, match="no picture in a train split"):
+        batches.find_pools(crowd.open_crowd((path,)))
+
+
+def test_every_response_is_the_one_in_the_store(stores):
+    """Against a slow look-up with zarr-python, one number at a time."""
+    root = zarr.open_group(stores.paths[0], mode="r")
+    ids = list(root["image_id"][...])
+    tables = {
+        name: (group["responses"][...], list(group["image"][...]))
+        for name, group in root["subjects"].groups()
+    }
+    owner = [
+        (name, v)
+        for name, size in zip(sorted(tables), VOXELS, strict=True)
+        for v in range(size)
+    ]
+    images = root["images"][...]
+    count = 0
+    for batch in take(batches.dataset(stores, SETTINGS, 3), 8):
+        voxels = global_voxels(batch)
+        for b, picture in enumerate(batch.picture):
+            row = ids.index(stores.image_id[picture])
+            np.testing.assert_array_equal(batch.image[b], images[row])
+            for s, n in itertools.product(range(4), range(4)):
+                name, inside = owner[voxels[b, s, n]]
+                table, image = tables[name]
+                assert batch.response[b, s, n] == table[image.index(row), inside]
+                assert batch.weight[b, s, n] == 1
+                count += 1
+    assert count == 8 * 8 * 16
+
+
+def test_voxels_are_of_subjects_who_saw_the_picture_and_none_comes_twice(stores, pools):
+    edges = np.cumsum([0, *VOXELS])
+    shared = 0
+    for batch in take(batches.dataset(stores, SETTINGS, 1), 20):
+        voxels = global_voxels(batch).reshape(8, -1)
+        for picture, drawn in zip(batch.picture, voxels, strict=True):
+            assert len(set(drawn.tolist())) == 16
+            who = set(np.searchsorted(edges, drawn, side="right") - 1)
+            saw = set(np.flatnonzero(pools.sample[:, picture] >= 0))
+            assert who <= saw
+            shared += len(saw) == 3
+    assert shared > 0  # both kinds of pictures were met
+
+
+@pytest.mark.parametrize(
+    ("image_id", "seen_by"),
+    [("t/0002", [0, 1, 2]), ("t/0003", [0, 2]), ("t/2001", [1])],
+)
+def test_every_voxel_of_the_pool_is_equally_likely(stores, pools, image_id, seen_by):
+    picture = stores.image_id.index(image_id)
+    saw = pools.sample[:, picture] >= 0
+    assert np.flatnonzero(saw).tolist() == seen_by
+    ends = np.cumsum(VOXELS)
+    pool = np.concatenate(
+        [np.arange(e - v, e) for e, v, s in zip(ends, VOXELS, saw, strict=True) if s]
+    )
+    times, counts = 3000, np.zeros(sum(VOXELS), int)
+    for seed in range(times):
+        rng = np.random.default_rng(seed)
+        drawn = batches.draw_voxels(stores, pools, picture, 4, 16, rng).voxel
+        np.testing.assert_array_equal(drawn % 4, np.arange(4)[:, None] + 0 * drawn)
+        counts[drawn] += 1
+    assert counts.sum() == times * 16
+    assert counts[np.setdiff1d(np.arange(110), pool)].sum() == 0
+    for stripe in range(4):
+        inside = counts[pool[pool % 4 == stripe]]
+        assert inside.sum() == times * 4
+        # Without replacement counts vary less than chi-square says: a bound.
+        assert stats.chisquare(inside).pvalue > 1e-3
+
+
+def test_draws_are_not_the_same_positions_in_every_stripe(stores, pools):
+    """One generator for all stripes, not one seed for each."""
+    rng = np.random.default_rng(0)
+    rows = batches.draw_voxels(stores, pools, 2, 4, 16, rng).voxel // 4
+    assert len({tuple(sorted(r)) for r in rows.tolist()}) > 1
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("start", [0, 1, 5, 11])
+def test_an_iterator_started_at_a_step_gives_the_unbroken_rest(stores, start, threads):
+    unbroken = batches.iterate(batches.dataset(stores, SETTINGS, 0), 0, 1)
+    expected = list(itertools.islice(unbroken, 14))[start:]
+    fresh = batches.iterate(batches.dataset(stores, SETTINGS, 0), start, threads)
+    for a, b in zip(expected, fresh, strict=False):
+        assert_same(a, b)
+    direct = batches.dataset(stores, SETTINGS, 0)
+    assert_same(expected[-1], direct[13])
+
+
+def test_another_seed_gives_other_pictures_and_voxels(stores):
+    a = batches.dataset(stores, SETTINGS, 0)[0]
+    b = batches.dataset(stores, SETTINGS, 1)[0]
+    assert a.picture.tolist() != b.picture.tolist()
+    assert a.voxel.tolist() != b.voxel.tolist()
+
+
+def test_every_epoch_shows_each_training_picture_once_in_an_order_of_its_own(
+    stores, pools
+):
+    shown = np.concatenate(
+        [b.picture for b in take(batches.dataset(stores, SETTINGS, 0), 11)]
+    )
+    epochs = shown[: 3 * 29].reshape(3, 29)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), pools.pictures)
+    assert len({tuple(e) for e in epochs.tolist()}) == 3
+    assert batches.steps_per_epoch(stores, SETTINGS) == 29 / 8
+
+
+def test_a_picture_has_other_voxels_in_another_epoch(stores):
+    drawn = {}
+    for batch in take(batches.dataset(stores, SETTINGS, 0), 11):
+        for picture, voxel in zip(batch.picture, batch.voxel, strict=True):
+            drawn.setdefault(int(picture), []).append(np.sort(voxel).tobytes())
+    several = [d for d in drawn.values() if len(d) == 3]
+    assert len(several) >= 20
+    assert sum(len(set(d)) == 3 for d in several) >= len(several) - 2
+
+
+def test_test_and_validation_pictures_never_appear(stores):
+    train = {
+        int(row)
+        for s in stores.subjects
+        for row, split in zip(s.image, s.split, strict=True)
+        if split == "train"
+    }
+    shown = {
+        int(p)
+        for b in take(batches.dataset(stores, SETTINGS, 0), 12)
+        for p in b.picture
+    }
+    assert shown == train
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_responses_outside_the_train_split_change_no_bit(
+    stores, tmp_path, make_dataset, split
+):
+    def shout(subject):
+        values = subject.responses.copy()
+        values[subject.split == split] = 1e6
+        return subject._replace(responses=values)
+
+    path = str(tmp_path / "t.zarr")
+    crowd.write(path, three(make_dataset, shout), image_px=28)
+    other = crowd.open_crowd((path,))
+    rows = stores.subjects[0].samples(split)
+    assert (crowd.read_responses(other.subjects[0], rows) == 1e6).all()
+    for a, b in zip(
+        take(batches.dataset(stores, SETTINGS, 0), 8),
+        take(batches.dataset(other, SETTINGS, 0), 8),
+        strict=True,
+    ):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_hosts_share_the_batch_that_one_host_would_have(stores, hosts):
+    whole = batches.dataset(stores, SETTINGS, 0)
+    parts = [
+        batches.dataset(stores, SETTINGS, 0, host=h, num_hosts=hosts)
+        for h in range(hosts)
+    ]
+    for step in (0, 1, 3, 4):  # 3 and 4 touch two epochs
+        for host, part in enumerate(parts):
+            mine = [a[host::hosts] for a in whole[step]]
+            assert_same(batches.Batch(*mine), part[step])
+
+
+def test_hosts_that_cannot_share_a_batch_are_refused(stores):
+    with pytest.raises(errors.ConfigError, match="8 images for 3 processes"):
+        batches.dataset(stores, SETTINGS, 0, num_hosts=3)
+
+
+def test_a_pool_too_small_is_padded_with_weight_0(stores, pools):
+    settings = config.Data(batch_images=8, voxels_per_image=32, stripes=4)
+    padded = 0
+    for batch in take(batches.dataset(stores, settings, 0), 4):
+        voxels = global_voxels(batch)
+        for b, picture in enumerate(batch.picture):
+            saw = np.flatnonzero(pools.sample[:, picture] >= 0)
+            if list(saw) != [1]:
+                assert batch.weight[b].all()
+                continue
+            pool = np.arange(37, 60)  # 23 voxels for 32 places
+            for s in range(4):
+                mine = pool[pool % 4 == s]
+                weight = batch.weight[b, s]
+                assert weight.tolist() == [1] * len(mine) + [0] * (8 - len(mine))
+                np.testing.assert_array_equal(np.sort(voxels[b, s, : len(mine)]), mine)
+                assert not batch.voxel[b, s, len(mine) :].any()
+                assert not batch.response[b, s, len(mine) :].any()
+            padded += 1
+    assert padded > 0
+
+
+def test_a_subject_with_fewer_voxels_than_stripes(tmp_path, make_dataset):
+    path = str(tmp_path / "t.zarr")
+    dataset = make_dataset(num_subjects=1, voxels=(3,))
+    crowd.write(path, dataset, image_px=28)
+    settings = config.Data(batch_images=3, voxels_per_image=16, stripes=8)
+    batch = batches.dataset(crowd.open_crowd((path,)), settings, 0)[0]
+    expected = np.zeros((3, 8, 2))
+    expected[:, :3, 0] = 1
+    np.testing.assert_array_equal(batch.weight, expected)
+    assert not batch.voxel.any()
+    assert (batch.response[:, :3, 0] != 0).all()
+
+
+def test_a_batch_larger_than_the_training_set_goes_on_into_the_next_epoch(
+    tmp_path, make_dataset
+):
+    path = str(tmp_path / "t.zarr")
+    crowd.write(path, make_dataset(num_subjects=1), image_px=28)  # 9 in train
+    settings = config.Data(batch_images=18, voxels_per_image=16, stripes=4)
+    batch = batches.dataset(crowd.open_crowd((path,)), settings, 0)[0]
+    _, counts = np.unique(batch.picture, return_counts=True)
+    assert counts.tolist() == [2] * 9
+
+
+def test_two_stores_give_voxels_of_both_subjects_for_a_shared_picture(
+    tmp_path, make_dataset
+):
+    paths = [str(tmp_path / name) for name in ("a.zarr", "b.zarr")]
+    for k, path in enumerate(paths):
+        subject = list(three(make_dataset).subjects)[k]
+        dataset = make_dataset()._replace(subjects=iter([subject]))
+        crowd.write(path, dataset, image_px=28)
+    stores = crowd.open_crowd(paths)
+    pools = batches.find_pools(stores)
+    picture = stores.image_id.index("t/0002")
+    assert (pools.sample[:, picture] >= 0).all()
+    rng = np.random.default_rng(0)
+    draw = batches.draw_voxels(stores, pools, picture, 4, 60, rng)
+    np.testing.assert_array_equal(np.sort(draw.voxel, None), np.arange(60))
+    draws = batches.Draw(np.array([picture]), draw.voxel[None])
+    batch = batches.gather(stores, pools, draws, 4)
+    responses = np.zeros(60)
+    for subject in stores.subjects:
+        (sample,) = np.flatnonzero(subject.image == picture)
+        row = crowd.read_responses(subject, np.array([sample]))[0]
+        responses[subject.offset : subject.offset + subject.num_voxels] = row
+    np.testing.assert_array_equal(batch.response[0], responses[draw.voxel])
+
+
+def test_a_voxel_outside_the_table_raises(stores, pools):
+    draws = batches.Draw(np.array([2]), np.array([[[0], [1], [2], [111]]]))
+    with pytest.raises(IndexError, match="voxel 111 of a table of 110"):
+        batches.gather(stores, pools, draws, 4)
+
+
+def test_lost_data_stop_the_iterator_with_the_file(tmp_path, make_dataset):
+    path = tmp_path / "t.zarr"
+    crowd.write(str(path), make_dataset(), image_px=28)
+    source = batches.dataset(crowd.open_crowd((str(path),)), SETTINGS, 0)
+    iterator = batches.iterate(source, 0, 2)
+    next(iterator)
+    for file in path.glob("subjects/*/responses/c/*/*"):
+        file.unlink()
+    with pytest.raises(errors.InputError, match=r"responses/: cannot be read"):
+        list(itertools.islice(iterator, 20))

@@ -1,0 +1,353 @@
+"""The command that turns a dataset as distributed into a store."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from tests import nsd_files
+from tests import test_algonauts as algonauts_files
+from tests import test_released as released_files
+from ubrain_jax import batches, config, crowd, errors, prepare
+from ubrain_jax.datasets import algonauts, nsd, pictures, released
+
+VOLUME = ("--dataset=nsd", "--space=func1pt8mm", "--image_px=28")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    return nsd_files.write(tmp_path_factory.mktemp("nsd") / "nsd", surface=True)
+
+
+@pytest.fixture
+def run(capsys):
+    """Calls the command with flags; returns what it printed."""
+
+    def call(*given) -> str:
+        with flagsaver.flagsaver():
+            flags.FLAGS(["prepare", *map(str, given)])
+            capsys.readouterr()
+            assert prepare.main(["prepare"]) == 0
+            return capsys.readouterr().out
+
+    return call
+
+
+def assert_holds(path, dataset, image_px=28):
+    """The store holds what the reader gives, subject by subject."""
+    opened = crowd.open_crowd((str(path),))
+    given = sorted(dataset.subjects, key=lambda s: s.name)
+    assert [s.name for s in opened.subjects] == [s.name for s in given]
+    for subject, stored in zip(given, opened.subjects, strict=True):
+        rows = np.arange(len(subject.image_id))
+        np.testing.assert_array_equal(
+            crowd.read_responses(stored, rows), subject.responses
+        )
+        assert [opened.image_id[i] for i in stored.image] == list(subject.image_id)
+        for name in ("split", "repeats", "ncsnr", "position", "roi"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(subject, name))
+        assert stored.roi_names == tuple(subject.roi_names)
+    shown = [pictures.fit(p, image_px) for p in dataset.read_images(opened.image_id)]
+    np.testing.assert_array_equal(
+        crowd.read_pictures(opened, np.arange(len(opened.image_id))), shown
+    )
+    assert opened.attrs[0]["dataset"] == dataset.name
+    assert {s["file"] for s in opened.attrs[0]["sources"]}
+    return opened
+
+
+# Every dataset, to the store and back
+
+
+def test_nsd_volumes(run, truth, tmp_path):
+    out = tmp_path / "nsd.zarr"
+    printed = run(*VOLUME, f"--source={truth.root}", f"--out={out}")
+    opened = assert_holds(out, nsd.open_dataset(truth.root, space="func1pt8mm"))
+    # And what was planted, by loops that share no code with the reader.
+    first = opened.subjects[0]
+    x, y, z = np.nonzero(truth.rois[1, "nsdgeneral"] == 1)
+    sessions = [truth.betas[1, s][:, x, y, z] for s in (1, 2, 3)]
+    order = truth.lists[0, truth.order - 1] - 1
+    values, _ = nsd_files.expected_responses(sessions, order.reshape(3, -1))
+    stored = crowd.read_responses(first, np.arange(len(values)))
+    for row, image in enumerate(first.image):
+        number = int(opened.image_id[image].removeprefix("nsd/"))
+        np.testing.assert_allclose(stored[row], values[number], atol=1e-6)
+        picture = crowd.read_pictures(opened, np.array([image]))[0]
+        expected = pictures.fit(truth.bricks[number], 28)
+        np.testing.assert_array_equal(picture, expected)
+    assert f"wrote {out}: {len(opened.image_id)} pictures" in printed
+    assert f"nsd-subj01: {len(x)} voxels, " in printed
+    for line in opened.attrs[0]["report"]:
+        assert line in printed
+
+
+def test_nsd_surfaces_with_what_the_flags_choose(run, truth, tmp_path):
+    out = tmp_path / "nsd.zarr"
+    run(
+        "--dataset=nsd",
+        f"--source={truth.root}",
+        f"--out={out}",
+        "--subjects=subj02",
+        "--sessions=1,2",
+        "--val_fraction=0.4",
+        "--seed=3",
+        "--image_px=42",
+    )
+    dataset = nsd.open_dataset(
+        truth.root,
+        space="fsaverage",
+        subjects=("subj02",),
+        sessions=(1, 2),
+        val_fraction=0.4,
+        seed=3,
+    )
+    opened = assert_holds(out, dataset, image_px=42)
+    assert (opened.subjects[0].split == "val").sum() > 0
+
+
+def test_nsd_pictures_from_elsewhere(run, truth, tmp_path):
+    brick = tmp_path / "stimuli.hdf5"
+    nsd_files.write_hdf5(brick, "imgBrick", 255 - truth.bricks)
+    out = tmp_path / "nsd.zarr"
+    run(*VOLUME, f"--source={truth.root}", f"--out={out}", f"--images={brick}")
+    opened = crowd.open_crowd((str(out),))
+    number = int(opened.image_id[0].removeprefix("nsd/"))
+    np.testing.assert_array_equal(
+        crowd.read_pictures(opened, np.array([0]))[0],
+        pictures.fit(255 - truth.bricks[number], 28),
+    )
+
+
+def test_algonauts(run, tmp_path):
+    source, out = tmp_path / "algonauts", tmp_path / "a.zarr"
+    for number in (1, 2):
+        train = [*range(0, 40), *range(100 * number, 100 * number + 20)]
+        algonauts_files.write_subject(
+            source, f"subj0{number}", train, [900, 901], seed=number
+        )
+    run("--dataset=algonauts", f"--source={source}", f"--out={out}", "--image_px=28")
+    assert_holds(out, algonauts.open_dataset(source))
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_released_takes_the_files_validation_rows_unless_told(run, tmp_path, share):
+    arrays = released_files.make(0)
+    source, out = released_files.write(tmp_path, arrays), tmp_path / "r.zarr"
+    given = [] if share is None else [f"--val_fraction={share}"]
+    named = ("--dataset=released", f"--source={source}", f"--out={out}")
+    run(*named, "--image_px=28", *given)
+    opened = assert_holds(out, released.open_dataset(source, val_fraction=share))
+    val = {
+        opened.image_id[row]
+        for s in opened.subjects
+        for row in s.image[s.samples("val")]
+    }
+    rows = {f"nsd/{i:05d}" for i in arrays["val_global_ind"]}
+    assert (val == rows) == (share is None)
+
+
+def test_a_prepared_store_gives_batches(run, truth, tmp_path):
+    out = tmp_path / "nsd.zarr"
+    run(*VOLUME, f"--source={truth.root}", f"--out={out}")
+    stores = crowd.open_crowd((str(out),))
+    settings = config.Data(batch_images=4, voxels_per_image=16, stripes=4)
+    batch = batches.dataset(stores, settings, 0)[0]
+    assert batch.weight.all()
+    assert np.isfinite(batch.response).all()
+
+
+# --check
+
+
+def test_check_reads_everything_and_writes_nothing(run, truth, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = run(*VOLUME, f"--source={truth.root}", "--check", "--out=nsd.zarr")
+    assert list(tmp_path.iterdir()) == []
+    count = len({i for s in nsd.open_dataset(truth.root).subjects for i in s.image_id})
+    assert printed.endswith(f"{count} pictures; nothing was written\n")
+    for name in ("nsd-subj01", "nsd-subj02"):
+        assert f"{name}: " in printed
+
+
+def test_check_needs_no_output(run, truth):
+    run(*VOLUME, f"--source={truth.root}", "--check")
+
+
+def twin(truth, tmp_path):
+    """A copy in which a picture of the test split is shown again under another id."""
+    broken = nsd_files.copy(truth, tmp_path / "broken")
+    test, train = truth.lists[0, 0] - 1, truth.lists[0, -1] - 1
+    with h5py.File(nsd_files.brick_path(broken.root), "r+") as file:
+        file["imgBrick"][train] = file["imgBrick"][test]
+    return broken.root, f"nsd/{test:05d}", f"nsd/{train:05d}"
+
+
+@pytest.mark.parametrize("mode", ["--check", "--out"])
+def test_check_finds_what_writing_would_refuse(run, truth, tmp_path, mode):
+    source, test, train = twin(truth, tmp_path)
+    out = tmp_path / "nsd.zarr"
+    mode = f"--out={out}" if mode == "--out" else mode
+    with pytest.raises(errors.InputError, match="train and test") as caught:
+        run(*VOLUME, f"--source={source}", mode)
+    assert {test, train} <= set(str(caught.value).replace(")", " ").split())
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+# What is refused
+
+
+def test_an_output_that_exists_is_refused_before_the_source_is_read(
+    run, store, monkeypatch
+):
+    monkeypatch.setattr(nsd, "open_dataset", None)
+    with pytest.raises(errors.OutputError, match="exists") as caught:
+        run("--dataset=nsd", "--source=absent", f"--out={store}")
+    assert caught.value.exit_code == 73
+
+
+def test_overwrite_replaces_a_store_and_nothing_else(run, truth, tmp_path):
+    out = tmp_path / "nsd.zarr"
+    given = (*VOLUME, f"--source={truth.root}", f"--out={out}")
+    run(*given)
+    run(*given, "--overwrite", "--subjects=subj02")
+    names = [s.name for s in crowd.open_crowd((str(out),)).subjects]
+    assert names == ["nsd-subj02"]
+    assert [p.name for p in tmp_path.iterdir()] == ["nsd.zarr"]
+    with pytest.raises(errors.OutputError, match="is no store"):
+        run(*VOLUME, f"--source={truth.root}", f"--out={truth.root}", "--overwrite")
+    assert nsd_files.brick_path(truth.root).exists()
+
+
+def test_an_absent_source_leaves_nothing(run, tmp_path):
+    with pytest.raises(errors.MissingInputError) as caught:
+        run(*VOLUME, f"--source={tmp_path / 'no'}", f"--out={tmp_path / 'o.zarr'}")
+    assert str(tmp_path / "no") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_found_while_reading_leaves_nothing(run, truth, tmp_path):
+    broken = nsd_files.copy(truth, tmp_path / "broken")
+    folder = nsd_files.betas_folder(broken.root, 2)
+    file = folder / "betas_session02.hdf5"
+    nsd_files.write_volume_betas(folder, 2, truth.betas[2, 1])  # session 1 once more
+    out = tmp_path / "o.zarr"
+    with pytest.raises(errors.InputError, match=file.name):
+        run(*VOLUME, f"--source={broken.root}", f"--out={out}")
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+BASE = {"dataset": "nsd", "source": "s", "out": "o.zarr"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": None}, "--dataset: not given"),
+        ({"source": None}, "--source: not given"),
+        ({"out": None}, "--out: not given"),
+        ({"val_fraction": 1.0}, "--val_fraction: 1.0; expected 0 <= x < 1"),
+        ({"val_fraction": -0.1}, "--val_fraction: -0.1"),
+        ({"val_fraction": "nan"}, "--val_fraction: nan"),
+        ({"image_px": 225}, "--image_px: 225; expected a multiple of the patch, 14"),
+        ({"image_px": 0}, "--image_px: 0"),
+        ({"image_px": -14}, "--image_px: -14"),
+        ({"sessions": "1,b"}, "--sessions: 1,b; expected numbers"),
+        ({"dataset": "algonauts", "sessions": "1"}, "--sessions: given for algonauts"),
+        ({"dataset": "algonauts", "images": "x"}, "--images: given for algonauts"),
+        ({"dataset": "released", "mask": "V1"}, "--mask: given for released"),
+        ({"dataset": "released", "space": "fsaverage"}, "--space: given for released"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_named(
+    run, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    given = {k: v for k, v in (BASE | changes).items() if v is not None}
+    with pytest.raises(errors.ConfigError) as caught:
+        run(*(f"--{k}={v}" for k, v in given.items()))
+    assert str(caught.value).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--subjects=subj1", "Did you mean subj0"),
+        ("--sessions=9", "9"),
+        ("--mask=nsdgeneraly", "nsdgeneral"),
+        ("--betas=betas_b2", "betas_b2"),
+    ],
+)
+def test_names_that_the_folder_does_not_have_are_refused(
+    run, truth, tmp_path, given, message
+):
+    with pytest.raises(errors.InputError, match=message):
+        run(*VOLUME, f"--source={truth.root}", f"--out={tmp_path / 'o.zarr'}", given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_argument_without_dashes_is_refused():
+    with pytest.raises(errors.ConfigError, match="nsd: an argument without --"):
+        prepare.main(["prepare", "nsd"])
+
+
+# As a process
+
+INTERRUPT = """
+import os, signal
+from ubrain_jax import errors, prepare
+from ubrain_jax.datasets import nsd
+
+opened = nsd.open_dataset
+
+def open_dataset(*args, **keywords):
+    dataset = opened(*args, **keywords)
+    def read_images(ids):
+        yield from list(dataset.read_images(ids[:3]))
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from dataset.read_images(ids)
+    return dataset._replace(read_images=read_images)
+
+nsd.open_dataset = open_dataset
+errors.run_command(prepare.main)
+"""
+
+
+def test_control_c_leaves_nothing(truth, tmp_path):
+    out = tmp_path / "nsd.zarr"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", INTERRUPT, *VOLUME),
+            *(f"--source={truth.root}", f"--out={out}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_makes_no_traceback(truth):
+    command = [sys.executable, "-m", "ubrain_jax.prepare", *VOLUME, "--check"]
+    with subprocess.Popen(
+        [*command, f"--source={truth.root}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=pathlib.Path(prepare.__file__).parents[1],
+    ) as child:
+        child.stdout.close()
+        assert "Traceback" not in child.stderr.read()
+        assert child.wait(60) == 141
