@@ -1,10 +1,15 @@
 """Settings and small crowds that the tests share."""
 
 import os
+import tempfile
 
 # Before JAX starts: eight devices, so that every test may build a mesh.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests and the commands they start compile the same few programs: once.
+_CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import numpy as np

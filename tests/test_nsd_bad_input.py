@@ -5,10 +5,9 @@ was found and what was expected, and end with what to do.
 """
 
 import gzip
-import json
+import re
 
 import h5py
-import nibabel
 import numpy as np
 import pytest
 
@@ -27,16 +26,15 @@ def folder(good, tmp_path):
     return nf.copy(good, tmp_path / "nsd")
 
 
+@pytest.fixture(scope="module")
+def design(good):
+    return nsd.read_design(nf.experiment(good.root) / "nsd_expdesign.mat")
+
+
 @pytest.fixture
-def design_is_known(good, monkeypatch):
+def design_is_known(design, monkeypatch):
     """Spares cases about other files the start of a process for this one."""
-    path = nf.experiment(good.root) / "nsd_expdesign.mat"
-    if not _KNOWN:
-        _KNOWN.append(nsd.read_design(path))
-    monkeypatch.setattr(nsd, "read_design", lambda _: _KNOWN[0])
-
-
-_KNOWN: list[nsd.Design] = []
+    monkeypatch.setattr(nsd, "read_design", lambda path: design)
 
 
 def betas_path(truth, session=1, subject=1):
@@ -228,6 +226,25 @@ def mgh_cut_off(t):
 
 def mgh_other_vertices(t):
     rewrite_mgh(t, lambda b: b[:, 1:], 2)
+
+
+def mgh_is_something_else(t):
+    raw = bytearray(lh_path(t).read_bytes())
+    raw[3] = 2
+    lh_path(t).write_bytes(raw)
+
+
+def label_other_vertices(t):
+    labels = t.rois["fsaverage", "streams"][: nf.VERTICES[0] - 1]
+    nf.write_mgh(nf.label_folder(t.root, "fsaverage") / "lh.streams.mgz", labels)
+
+
+def label_one_hemisphere(t):
+    (nf.label_folder(t.root, "fsaverage") / "rh.streams.mgz").unlink()
+
+
+def ncsnr_one_hemisphere(t):
+    (nf.betas_folder(t.root, 1, "fsaverage") / "lh.ncsnr.mgh").unlink()
 
 
 # ---------------------------------------------------------------- design
@@ -452,7 +469,22 @@ def ncsnr_negative(t):
     nf.write_nifti(path, np.full(nf.GRIDS[1], -1, np.float32))
 
 
-# Each: how to break it, what the message must match. Found while opening.
+# Each: how to break it, what the message must match.
+IN_DESIGN = [
+    (zero_in_order, r"nsd_expdesign.mat:masterordering: contains 0; expected MATLAB"),
+    (index_behind_the_table, r"masterordering: has 25; subjectim has 24 columns"),
+    (seven_subjects, r"nsd_expdesign.mat:subjectim: is 7x24; expected 8 rows"),
+    (fractional_pictures, r"subjectim: 3.9999999 in place 9 is no whole number"),
+    (zero_based_pictures, r"subjectim: contains 0; expected MATLAB indices"),
+    (picture_twice, r"subjectim row 3: 1 pictures stand there twice"),
+    (shared_not_first, r"sharedix: is not the set in the first 6 columns of subjec"),
+    (design_lacks_subjectim, r"nsd_expdesign.mat: lacks subjectim \(found: masterord"),
+    (design_is_zeros, r"nsd_expdesign.mat: cannot be read \(.*corrupt"),
+    (design_missing, r"nsd_expdesign.mat: no such file"),
+    (design_is_text, r"nsd_expdesign.mat: cannot be read \(.*damaged"),
+    (order_is_text, r"masterordering: .*no whole number"),
+    (design_too_short, r"responses.tsv: 72 trials; masterordering .* has 60; expected"),
+]
 AT_OPEN = [
     (
         one_trial_less,
@@ -482,19 +514,6 @@ AT_OPEN = [
     (no_betas_in_folder, r"no betas \(found: ncsnr.nii.gz\); expected betas_session01"),
     (nifti_with_other_affine, r"betas and regions differ by 1.8 mm in the affine"),
     (nifti_scaled_by_nan, r"session01.nii.gz: scl_slope is nan.*scaling unknown"),
-    (zero_in_order, r"nsd_expdesign.mat:masterordering: contains 0; expected MATLAB"),
-    (index_behind_the_table, r"masterordering: has 25; subjectim has 24 columns"),
-    (seven_subjects, r"nsd_expdesign.mat:subjectim: is 7x24; expected 8 rows"),
-    (fractional_pictures, r"subjectim: 3.9999999 in place 9 is no whole number"),
-    (zero_based_pictures, r"subjectim: contains 0; expected MATLAB indices"),
-    (picture_twice, r"subjectim row 3: 1 pictures stand there twice"),
-    (shared_not_first, r"sharedix: is not the set in the first 6 columns of subjec"),
-    (design_lacks_subjectim, r"nsd_expdesign.mat: lacks subjectim \(found: masterord"),
-    (design_is_zeros, r"nsd_expdesign.mat: cannot be read \(.*corrupt"),
-    (design_missing, r"nsd_expdesign.mat: no such file"),
-    (design_is_text, r"nsd_expdesign.mat: cannot be read \(.*damaged"),
-    (order_is_text, r"masterordering: .*no whole number"),
-    (design_too_short, r"responses.tsv: 72 trials; masterordering .* has 60; expected"),
     (one_line_differs, r"responses.tsv:line 14: 73KID is \d+ \(1 of 72 lines disagre"),
     (responses_zero_based, r"line 2: 73KID is \d+ \(72 of 72 .*all are one less"),
     (index_differs, r"responses.tsv:line 20: 10KID is \d+ \(1 of 72"),
@@ -532,25 +551,258 @@ AT_OPEN = [
 ]
 
 
-def check_message(message, pattern):
-    """What was found, what was expected, and a sentence of what to do."""
-    __tracebackhide__ = True
-    assert "; expected " in message
-    assert message.rstrip().endswith((".", "."))
-    assert "\n" not in message
-    if not __import__("re").search(pattern, message):
-        raise AssertionError(f"{message!r} does not match {pattern!r}")
+def name_of(case):
+    return getattr(case, "__name__", "")
 
 
-@pytest.mark.parametrize(
-    ("break_it", "pattern"), AT_OPEN, ids=lambda c: getattr(c, "__name__", "")
-)
-def test_fault_is_found_while_opening(folder, break_it, pattern, request):
+def check_message(error, pattern):
+    """File, what was found, what was expected, and a sentence of what to do."""
+    message = str(error)
+    assert re.search(pattern, message), message
+    assert re.search(r"; expected .+\. .+[.?]$", message), message
+    assert message.isprintable()
+    kinds = {errors.MissingInputError: 66, errors.ConfigError: 78}
+    assert error.exit_code == kinds.get(type(error), 65)
+
+
+@pytest.mark.parametrize(("break_it", "pattern"), IN_DESIGN, ids=name_of)
+def test_fault_in_the_design(folder, break_it, pattern):
     break_it(folder)
-    if "expdesign" not in pattern and "masterordering" not in pattern:
-        request.getfixturevalue("design_is_known")
     with pytest.raises(errors.InputError) as caught:
         nsd.open_dataset(folder.root, subjects=["subj01"])
-    check_message(str(caught.value), pattern)
-    missing = isinstance(caught.value, errors.MissingInputError)
-    assert caught.value.exit_code in ((66,) if missing else (65, 78))
+    check_message(caught.value, pattern)
+
+
+@pytest.mark.usefixtures("design_is_known")
+@pytest.mark.parametrize(("break_it", "pattern"), AT_OPEN, ids=name_of)
+def test_fault_in_a_volume_is_found_while_opening(folder, break_it, pattern):
+    break_it(folder)
+    with pytest.raises(errors.InputError) as caught:
+        nsd.open_dataset(folder.root, subjects=["subj01"])
+    check_message(caught.value, pattern)
+
+
+SURFACE_AT_OPEN = [
+    (
+        rh_missing,
+        r"fsaverage/\S+:session 2: no rh.betas_session02.mgh; expected both h",
+    ),
+    (
+        mgh_cut_off,
+        r"lh.betas_session01.mgh: the file has \d+ bytes; expected \d+, says",
+    ),
+    (mgh_other_vertices, r"session02.mgh: session 2 is 39, session 1 is 40: another s"),
+    (mgh_is_something_else, r"lh.betas_session01.mgh: starts with 00 00 00 02, type 3"),
+    (label_other_vertices, r"lh.streams.mgz: is 39; expected 40, as"),
+    (label_one_hemisphere, r"label:streams: only lh.streams.mgz; expected both hemis"),
+    (ncsnr_one_hemisphere, r"only rh.ncsnr.mgh; expected both hemispheres"),
+]
+
+
+@pytest.mark.usefixtures("design_is_known")
+@pytest.mark.parametrize(("break_it", "pattern"), SURFACE_AT_OPEN, ids=name_of)
+def test_fault_in_a_surface_is_found_while_opening(folder, break_it, pattern):
+    break_it(folder)
+    with pytest.raises(errors.InputError) as caught:
+        nsd.open_dataset(folder.root, subjects=["subj01"], space="fsaverage")
+    check_message(caught.value, pattern)
+
+
+# ---------------------------------------------------------------- while reading
+
+
+def same_session_twice(t):
+    rewrite(t, stored(t, 1), 2)
+
+
+def nan_in_a_voxel(t):
+    betas = stored(t).astype(np.float32)
+    x, y, z = np.argwhere(t.rois[1, "nsdgeneral"] == 1)[5]
+    rewrite(t, set_at(betas, (slice(None), z, y, x), np.nan))
+
+
+def inf_in_one_trial(t):
+    betas = stored(t).astype(np.float32)
+    x, y, z = np.argwhere(t.rois[1, "nsdgeneral"] == 1)[5]
+    rewrite(t, set_at(betas, (9, z, y, x), np.inf))
+
+
+def nan_in_a_whole_trial(t):
+    rewrite(t, set_at(stored(t).astype(np.float64), 11, np.nan))
+
+
+def swapped_bytes(t):
+    betas = stored(t) / np.float32(300)
+    swapped = betas.byteswap()
+    rewrite(t, np.where(np.isfinite(swapped), swapped, 0))
+
+
+def changed_bytes(t):
+    """Checksums of HDF5 are compared when a chunk is read, not before."""
+    with h5py.File(betas_path(t), "w") as file:
+        file.create_dataset(
+            "betas", data=stored(t), chunks=(24, 8, 9, 7), fletcher32=True
+        )
+    raw = bytearray(betas_path(t).read_bytes())
+    raw[len(raw) // 2] ^= 4
+    betas_path(t).write_bytes(raw)
+
+
+def nifti_flipped_bit(t):
+    folder = nf.betas_folder(t.root, 1)
+    betas_path(t).unlink()
+    path = nf.write_volume_betas(folder, 1, t.betas[1, 1], "nii.gz")
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 2
+    path.write_bytes(raw)
+
+
+WHILE_READING = [
+    (same_session_twice, r"sessions 1 and 2 are identical arrays \(sha256 equal\)"),
+    (nan_in_a_voxel, r":session 1: 1 of \d+ voxels hold NaN or inf, first nan in vox"),
+    (inf_in_one_trial, r"first inf in voxel \(\d, \d, \d\) trial 9; expected finite"),
+    (nan_in_a_whole_trial, r":session 1: trial 11 is NaN or inf in all voxels"),
+    (swapped_bytes, r":session 1: \|max\| is \S+; wrong endianness\?"),
+    (changed_bytes, r"session01.hdf5:betas: cannot be read \("),
+    (nifti_flipped_bit, r"session01.nii.gz: fails its gzip checks"),
+]
+
+
+@pytest.mark.usefixtures("design_is_known")
+@pytest.mark.parametrize(("break_it", "pattern"), WHILE_READING, ids=name_of)
+def test_fault_in_the_numbers_is_found_while_reading(folder, break_it, pattern):
+    break_it(folder)
+    dataset = nsd.open_dataset(folder.root, subjects=["subj01"])
+    with pytest.raises(errors.InputError) as caught:
+        next(dataset.subjects)
+    check_message(caught.value, pattern)
+
+
+def vertex_nan_in_one_trial(t):
+    rewrite_mgh(t, lambda b: set_at(b, (7, 10), np.nan))
+
+
+def vertex_inf(t):
+    rewrite_mgh(t, lambda b: set_at(b, (7, 10), -np.inf))
+
+
+def all_vertices_nan(t):
+    left = nf.VERTICES[0]
+    nothing = np.full((nf.TRIALS, left), np.nan, np.float32)
+    nf.write_mgh(lh_path(t), nothing.T)
+    right = np.full((nf.TRIALS, nf.VERTICES[1]), np.nan, np.float32)
+    path = lh_path(t)
+    nf.write_mgh(path.with_name(path.name.replace("lh.", "rh.")), right.T)
+
+
+@pytest.mark.usefixtures("design_is_known")
+@pytest.mark.parametrize(
+    ("break_it", "pattern"),
+    [
+        (vertex_nan_in_one_trial, r"first nan in voxel \(0, 10, -1\) trial 7"),
+        (vertex_inf, r"first -inf in voxel \(0, 10, -1\) trial 7"),
+        (all_vertices_nan, r"every vertex is NaN in a session or another"),
+    ],
+    ids=name_of,
+)
+def test_fault_on_the_surface_is_found_while_reading(folder, break_it, pattern):
+    break_it(folder)
+    dataset = nsd.open_dataset(folder.root, subjects=["subj01"], space="fsaverage")
+    with pytest.raises(errors.InputError) as caught:
+        next(dataset.subjects)
+    check_message(caught.value, pattern)
+
+
+@pytest.mark.usefixtures("design_is_known")
+def test_file_changed_after_opening_is_refused(folder):
+    dataset = nsd.open_dataset(folder.root, subjects=["subj01"])
+    rewrite(folder, stored(folder)[:, :3])
+    with pytest.raises(errors.InputError, match=r"shape .* has no block"):
+        next(dataset.subjects)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.usefixtures("design_is_known")
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"subjects": ["subj1"]}, r"no subject 'subj1'.*Did you mean subj01"),
+        ({"subjects": []}, r"subjects: is empty"),
+        ({"space": "fsavg"}, r"space: is 'fsavg'.*Did you mean fsaverage\?"),
+        ({"betas": "b3"}, r"func1pt8mm/b3: no such folder \(found: fsaverage/betas_"),
+        ({"sessions": [2, 7]}, r"no session 7 \(on disk: 1-3\); expected the sessions"),
+        ({"sessions": [0]}, r"sessions: are \[0\]; expected numbers from 1"),
+        ({"sessions": [1, 1]}, r"sessions: are \[1, 1\]; expected .* each once"),
+        ({"mask": "v1"}, r"no region 'v1'; .*Did you mean V1v, V1d\?"),
+        ({"mask": "nowhere.nii.gz"}, r"nowhere.nii.gz: no such file"),
+        ({"mask": "hV4"}, r"no region 'hV4'"),
+        ({"mask": "lost.nii.gz", "space": "fsaverage"}, r"no region 'lost.nii.gz'"),
+        ({"val_fraction": 1.5}, r"val_fraction: is 1.5; expected 0 <= share < 1"),
+    ],
+)
+def test_argument_is_refused(good, options, pattern):
+    with pytest.raises(errors.InputError) as caught:
+        nsd.open_dataset(good.root, **({"subjects": ["subj01"]} | options))
+    check_message(caught.value, pattern)
+
+
+@pytest.mark.usefixtures("design_is_known")
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda m: m[:-1], r"mask 6x9x8, regions 7x9x8; expected one grid"),
+        (lambda m: m * 0.3, r"mask holds \d+ partial values, 0..0.3"),
+        (lambda m: m * 7, r"mask holds \{0, 7\}; expected 0 and 1"),
+        (lambda m: m * 0, r"mask has 0 voxels"),
+        (lambda m: set_at(m.copy(), (0, 0, 0), np.nan), r"mask holds 1 NaN"),
+    ],
+)
+def test_mask_file_is_refused(good, tmp_path, change, pattern):
+    path = tmp_path / "mask.nii.gz"
+    mask = (good.rois[1, "nsdgeneral"] == 1).astype(np.float32)
+    nf.write_nifti(path, change(mask))
+    with pytest.raises(errors.InputError) as caught:
+        nsd.open_dataset(good.root, subjects=["subj01"], mask=path)
+    check_message(caught.value, pattern)
+
+
+@pytest.mark.usefixtures("design_is_known")
+def test_full_mask_is_reported(good, tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    nf.write_nifti(path, np.ones(nf.GRIDS[1], np.uint8))
+    dataset = nsd.open_dataset(good.root, subjects=["subj01"], mask=path, sessions=[1])
+    [subject] = dataset.subjects
+    assert subject.responses.shape[1] == np.prod(nf.GRIDS[1])
+    assert any("keeps 100 % of the grid" in line for line in dataset.report)
+
+
+def test_wrong_folder_is_refused_with_what_it_holds(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(errors.MissingInputError) as caught:
+        nsd.open_dataset(tmp_path)
+    check_message(caught.value, r"no folder nsddata, nsddata_betas \(found: pictures\)")
+
+
+@pytest.mark.usefixtures("design_is_known")
+def test_all_faults_are_listed_at_once(folder):
+    one_trial_less(folder)
+    roi_bad_crc(folder)
+    one_line_differs(folder)
+    betas_path(folder, 2, subject=2).write_bytes(b"")
+    with pytest.raises(errors.InputError) as caught:
+        nsd.open_dataset(folder.root)
+    message = str(caught.value)
+    check_message(caught.value, r"nsd: \d faults: \(1\) ")
+    for text in ("fails its gzip", "line 14", "subj02/.*the file is empty"):
+        assert re.search(text, message)
+
+
+@pytest.mark.usefixtures("design_is_known")
+def test_region_of_partial_values_is_left_out_and_reported(folder):
+    rewrite_roi(folder, lambda v: np.maximum(v, 0) * 0.3)
+    dataset = nsd.open_dataset(folder.root, subjects=["subj01"])
+    [subject] = dataset.subjects
+    assert not any(name.startswith("streams") for name in subject.roi_names)
+    assert "subj01: streams.nii.gz holds partial values: left out" in dataset.report

@@ -41,7 +41,7 @@ _SHARD_BYTES = 32 * 2**20
 # (JPEG and resizing stay below 5, unrelated photographs are near 70).
 _OTHER_PICTURE = 16
 # Chunks of zeros are written too, so that one that is absent is a lost one.
-_KEEP_ALL = {"write_empty_chunks": True}
+_KEEP_ALL: Any = {"write_empty_chunks": True}
 
 
 class SubjectRows(NamedTuple):
@@ -867,7 +867,7 @@ def read_responses(subject: SubjectRows, samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         row, voxel = np.argwhere(~np.isfinite(values))[0]
         raise _damaged(
-            subject.responses.kvstore.path,
+            _folder(subject.responses),
             f"sample {samples[row]}",
             f"{values[row, voxel]} in voxel {voxel}",
             "finite responses",
@@ -880,8 +880,13 @@ def _read(array: tensorstore.TensorStore, rows: np.ndarray) -> np.ndarray:
     try:
         return array.oindex[rows].read().result()
     except (ValueError, OSError) as error:
-        path = array.kvstore.path
-        raise _damaged(path, "", f"cannot be read ({error})", "whole files") from error
+        found = f"cannot be read ({error})"
+        raise _damaged(_folder(array), "", found, "whole files") from error
+
+
+def _folder(array: tensorstore.TensorStore) -> str:
+    """Where an array lies, for messages."""
+    return array.kvstore.path if array.kvstore else "an array"
 
 
 def _checked(rows: np.ndarray, size: int, what: str) -> np.ndarray:

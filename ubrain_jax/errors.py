@@ -107,12 +107,12 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
             text = str(error).strip().splitlines()[-1]
             stop(f"--config: {text}", EXIT_MISSING_INPUT)
         except (AttributeError, KeyError) as error:  # a --config.x.y that is unknown
-            text = str(error)
+            text = str(error).strip("\"'")
             close = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
             if close:
                 text = f"unknown key {close[2]}. Did you mean {close[1]}?"
-            elif isinstance(error, KeyError):
-                text = "unknown key " + text.strip("\"'")
+            elif text.isidentifier():
+                text = f"unknown key {text}"
             stop(f"--config: {text}", EXIT_CONFIG)
         return rest
 

@@ -1254,7 +1254,7 @@ def _check_finite(
         )
         if (bad[trial] | invalid).all():
             found = f"trial {trial} is NaN or inf in all voxels"
-        elif not grid.num_left and np.isnan(betas).all(0)[voxels].all():
+        elif not grid.num_left and np.all(np.isnan(betas[:, voxels])):
             found += "; they are NaN in all trials"
         raise errors.InputError(
             path, where, found, "finite betas", "Pass a --mask without these voxels."
