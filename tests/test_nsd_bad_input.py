@@ -459,6 +459,11 @@ def bad_ctab(t):
     path.write_text("0 Unknown\nnsdgeneral\n")
 
 
+def ctab_with_control_characters(t):
+    path = nf.label_folder(t.root, "subj01") / "nsdgeneral.mgz.ctab"
+    path.write_text("0 Unknown\n1 \x1b[2Jgeneral\n")
+
+
 def ncsnr_other_grid(t):
     path = nf.betas_folder(t.root, 1) / "ncsnr.nii.gz"
     nf.write_nifti(path, t.ncsnr[1][:, 1:])
@@ -474,7 +479,7 @@ IN_DESIGN = [
     (zero_in_order, r"nsd_expdesign.mat:masterordering: contains 0; expected MATLAB"),
     (index_behind_the_table, r"masterordering: has 25; subjectim has 24 columns"),
     (seven_subjects, r"nsd_expdesign.mat:subjectim: is 7x24; expected 8 rows"),
-    (fractional_pictures, r"subjectim: 3.9999999 in place 9 is no whole number"),
+    (fractional_pictures, r"subjectim: '3.9999999' in place 9 is no whole number"),
     (zero_based_pictures, r"subjectim: contains 0; expected MATLAB indices"),
     (picture_twice, r"subjectim row 3: 1 pictures stand there twice"),
     (shared_not_first, r"sharedix: is not the set in the first 6 columns of subjec"),
@@ -483,7 +488,6 @@ IN_DESIGN = [
     (design_missing, r"nsd_expdesign.mat: no such file"),
     (design_is_text, r"nsd_expdesign.mat: cannot be read \(.*damaged"),
     (order_is_text, r"masterordering: .*no whole number"),
-    (design_too_short, r"responses.tsv: 72 trials; masterordering .* has 60; expected"),
 ]
 AT_OPEN = [
     (
@@ -521,7 +525,7 @@ AT_OPEN = [
     (responses_with_spaces, r"responses.tsv:line 1: no tab; expected columns SUBJECT"),
     (responses_lack_a_column, r"line 1: no column 73KID \(found: SUBJECT, SESSION"),
     (responses_lack_a_cell, r"responses.tsv:line 7: 18 cells; expected 19"),
-    (responses_with_a_word, r"responses.tsv:73KID: cat in line 8 is no whole number"),
+    (responses_with_a_word, r"responses.tsv:73KID: 'cat' in line 8 is no whole number"),
     (responses_session_jumps, r"line 30: SESSION 3 follows session 2|line 31: SESSION"),
     (responses_in_latin1, r"responses.tsv: byte 15 is not UTF-8"),
     (responses_missing, r"responses.tsv: no such file"),
@@ -546,6 +550,7 @@ AT_OPEN = [
     (no_nsdgeneral, r"mask:subj01: no region 'nsdgeneral'"),
     (general_is_empty, r"mask:subj01: 'nsdgeneral' has 0 voxels"),
     (bad_ctab, r"nsdgeneral.mgz.ctab:line 2: is 'nsdgeneral'; expected a number and"),
+    (ctab_with_control_characters, r"nsdgeneral.mgz.ctab:line 2: is '1 .x1b"),
     (ncsnr_other_grid, r"ncsnr.nii.gz: ncsnr is 7x8x8, regions 7x9x8"),
     (ncsnr_negative, r"ncsnr.nii.gz: \d+ values are negative or inf"),
 ]
@@ -569,7 +574,15 @@ def check_message(error, pattern):
 def test_fault_in_the_design(folder, break_it, pattern):
     break_it(folder)
     with pytest.raises(errors.InputError) as caught:
+        nsd.read_design(nf.experiment(folder.root) / "nsd_expdesign.mat")
+    check_message(caught.value, pattern)
+
+
+def test_fault_in_the_design_stops_opening(folder):
+    design_too_short(folder)
+    with pytest.raises(errors.InputError) as caught:
         nsd.open_dataset(folder.root, subjects=["subj01"])
+    pattern = r"responses.tsv: 72 trials; masterordering .* has 60; expected"
     check_message(caught.value, pattern)
 
 
@@ -631,6 +644,14 @@ def nan_in_a_whole_trial(t):
     rewrite(t, set_at(stored(t).astype(np.float64), 11, np.nan))
 
 
+def packed_and_incomplete(t):
+    with h5py.File(betas_path(t), "w") as file:
+        made = file.create_dataset(
+            "betas", (24, 8, 9, 7), "i2", chunks=(24, 1, 1, 1), compression="gzip"
+        )
+        made[:, :7] = 1
+
+
 def swapped_bytes(t):
     betas = stored(t) / np.float32(300)
     swapped = betas.byteswap()
@@ -663,6 +684,7 @@ WHILE_READING = [
     (inf_in_one_trial, r"first inf in voxel \(\d, \d, \d\) trial 9; expected finite"),
     (nan_in_a_whole_trial, r":session 1: trial 11 is NaN or inf in all voxels"),
     (swapped_bytes, r":session 1: \|max\| is \S+; wrong endianness\?"),
+    (packed_and_incomplete, r"session01.hdf5:/betas: has 441 of 504 chunks; expected"),
     (changed_bytes, r"session01.hdf5:betas: cannot be read \("),
     (nifti_flipped_bit, r"session01.nii.gz: fails its gzip checks"),
 ]

@@ -13,7 +13,7 @@ along the network hold both. The read-outs are thrown away; written are
     DIR/README.md           card: data, accuracy, command, seed, sha256
 
 The weights are saved every few minutes, so that an interrupted run leaves the last
-state. About half an hour on one core.
+state. Half an hour to an hour on one core.
 """
 
 import functools

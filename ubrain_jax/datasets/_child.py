@@ -100,7 +100,7 @@ def _names(found):
 
 
 def _check_size(where, declared, path):
-    """Refuses to unpack what a small file blows up to."""
+    """Refuses to unpack what a small file blows up to; returns the file's size."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
     if declared > max(LEAST_LIMIT, MOST_RATIO * size):
@@ -110,6 +110,7 @@ def _check_size(where, declared, path):
             f"at most {MOST_RATIO} times the size of the file",
             DAMAGED,
         )
+    return size
 
 
 def _dataset(h5py, file, job):
@@ -162,11 +163,16 @@ def _dataset(h5py, file, job):
         )
     if place.shape is None:
         raise Fault(where, "is empty", "an array of numbers", DAMAGED)
-    _check_size(where, place.nbytes, path)
+    size = _check_size(where, place.nbytes, path)
     if place.chunks:
         pairs = zip(place.shape, place.chunks, strict=True)
-        expected = math.prod(-(-n // c) for n, c in pairs)
-        written, unit = place.id.get_num_chunks(), "chunks"
+        expected, unit = math.prod(-(-n // c) for n, c in pairs), "chunks"
+        written = expected
+        packed = place.id.get_create_plist().get_nfilters()
+        # Counting reads the index, 700,000 entries in NSD: where only the layout is
+        # asked for, only if the file is too small.
+        if job["do"] != "layout" or (not packed and size < place.nbytes):
+            written = place.id.get_num_chunks()
     else:
         expected, unit = place.nbytes, "bytes"
         written = place.id.get_storage_size()
@@ -212,7 +218,7 @@ def _send_variables(h5py, np, job):
             found = [n for n in file if not n.startswith("#")]
             _check_found(found, wanted)
             for name in wanted:
-                dataset = _dataset(h5py, file, {"path": path, "name": name})
+                dataset = _dataset(h5py, file, job | {"name": name})
                 if dataset.attrs.get("MATLAB_empty", 0):
                     array = np.zeros([int(n) for n in dataset[...]])
                 else:  # MATLAB stores columns first

@@ -387,7 +387,8 @@ def read_nifti(path: str | os.PathLike) -> Volume:
     data = np.stack(volumes, -1) if len(header.shape) > 3 else volumes[0]
     data = data.astype(header.dtype.newbyteorder("="))
     if (header.slope, header.intercept) != (1, 0):
-        data = data * header.slope + header.intercept
+        with np.errstate(all="ignore"):
+            data = data * np.float64(header.slope) + header.intercept
     return Volume(data, header.affine)
 
 
@@ -491,10 +492,11 @@ def _mgh_header(stream: _Stream) -> Header:
         raise stream.fault(f"dimensions {shape}", "4 axes, none empty")
     affine = np.eye(4)
     if np.frombuffer(raw, ">i2", 1, 28)[0] > 0:  # else the orientation is not known
-        numbers = np.frombuffer(raw, ">f4", 15, 30).astype(np.float64)
-        spacing, axes, centre = numbers[:3], numbers[3:12].reshape(3, 3).T, numbers[12:]
-        affine[:3, :3] = axes * spacing
-        affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape[:3]) / 2)
+        with np.errstate(all="ignore"):  # damaged numbers; checked below
+            numbers = np.frombuffer(raw, ">f4", 15, 30).astype(np.float64)
+            axes, centre = numbers[3:12].reshape(3, 3).T, numbers[12:]
+            affine[:3, :3] = axes * numbers[:3]
+            affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape[:3]) / 2)
         if not np.isfinite(affine).all():
             raise stream.fault("the affine holds NaN or inf", "a finite affine")
     dtype = np.dtype(_MGH_TYPES[kind])
@@ -543,7 +545,8 @@ def read_table(
         if len(head) < 2:
             raise fault(1, f"no {tab}", f"columns {', '.join(columns)}, with {tab}s")
         if lacking:
-            found = f"no column {', '.join(lacking)} (found: {', '.join(head)[:300]})"
+            names = "".join(c if c.isprintable() else "?" for c in ", ".join(head))
+            found = f"no column {', '.join(lacking)} (found: {names[:300]})"
             raise fault(1, found, f"columns {', '.join(columns)}")
         for row in reader:
             if not row:
@@ -556,7 +559,8 @@ def read_table(
                 )
             rows.append(row)
     except csv.Error as error:
-        raise fault(reader.line_num, str(error), f"{tab}-separated cells") from error
+        found = str(error).replace("\t", "tab")
+        raise fault(reader.line_num, found, f"{tab}-separated cells") from error
     place = {c: head.index(c) for c in columns}
     return {c: [row[i] for row in rows] for c, i in place.items()}
 

@@ -378,7 +378,7 @@ def _integers(
             at = int(np.argmin(whole.reshape(-1)))
             cell = np.asarray(values).reshape(-1)[at]
             place = f"line {at + 2}" if lines else f"place {at}"
-            found = f"{cell} in {place} is no whole number"
+            found = f"{str(cell)[:40]!r} in {place} is no whole number"
     if found:
         raise errors.InputError(path, where, found, expected, _AGAIN)
     return array.astype(np.int64)
@@ -956,7 +956,8 @@ def _label_names(
             words = line.split()[:2]
             if not words:
                 continue
-            if len(words) < 2 or not words[0].isdecimal():
+            number_and_name = len(words) == 2 and words[0].isdecimal()
+            if not (number_and_name and words[1].isprintable()):
                 raise errors.InputError(
                     path,
                     f"line {number + 1}",
