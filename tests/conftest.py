@@ -82,6 +82,12 @@ def tiny(store):
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_dict(store):
+    """The settings of `tiny` as nested dicts."""
+    return lambda **changes: tiny_settings(store, **changes)
+
+
 @pytest.fixture
 def dataset_store(tmp_path):
     """Writes another store of noise, of other voxels; returns its path."""

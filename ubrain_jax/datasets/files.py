@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
+from nibabel import spatialimages
 
 from ubrain_jax import errors
 
@@ -397,7 +398,7 @@ def _nifti_header(stream: _Stream) -> Header:
     try:
         parsed = nibabel.Nifti1Header(raw[:348], check=False)
         size, dtype = int(parsed["sizeof_hdr"]), parsed.get_data_dtype()
-    except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
+    except (spatialimages.HeaderDataError, KeyError) as error:
         raise stream.fault(f"bad header ({error})", "a NIfTI-1 header") from error
     magic = bytes(parsed["magic"].item())
     if size != 348 or not magic.startswith(b"n+1"):

@@ -1,0 +1,61 @@
+"""Every file in configs/ builds, parses, says its five lines, and is sound."""
+
+import importlib.util
+import pathlib
+import re
+
+import ml_collections
+import pytest
+
+from ubrain_jax import config
+from ubrain_jax.backbone import dinov2
+
+FILES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/*.py"))
+LINES = ("What:", "Command:", "Cost:", "Expect:", "Checked:")
+
+
+def load(path) -> tuple[ml_collections.ConfigDict, str]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(), module.__doc__
+
+
+def test_the_three_configs_of_the_readme_are_there():
+    assert {"demo.py", "nsd1.py", "nsd8.py"} <= {p.name for p in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_config_parses_and_says_what_it_costs_and_gives(path):
+    given, text = load(path)
+    experiment = config.parse(given, str(path))
+    assert experiment.data.crowd
+    positions = [text.index(f"\n{line}") for line in LINES]
+    assert positions == sorted(positions)
+    for line in LINES:
+        words = re.search(rf"^{line}\s*(.*)$", text, re.M).group(1)
+        assert len(words) > 5, line
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_config_is_locked_and_names_the_nearest_key(path):
+    given, _ = load(path)
+    with pytest.raises(AttributeError, match="learning_rate"):
+        given.optim.lerning_rate = 1.0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_named_backbone_has_the_tapped_blocks(path):
+    experiment = config.parse(load(path)[0], str(path))
+    if experiment.backbone.name:
+        geometry = dinov2.GEOMETRIES[experiment.backbone.name]
+        assert experiment.backbone.taps[-1] <= geometry.depth
+
+
+def test_nsd8_is_the_paper():
+    e = config.parse(load(next(p for p in FILES if p.stem == "nsd8"))[0], "nsd8")
+    assert e.backbone.name == "dinov2-giant"
+    assert e.backbone.taps == (1, 6, 12, 18, 24)
+    assert (e.data.batch_images, e.data.voxels_per_image) == (32, 5000)
+    assert (e.head.embed_dim, e.loss.kind, e.loss.alpha) == (256, "paper", 0.1)
+    assert (e.adapter.kind, e.optim.learning_rate) == ("lora", 1e-3)

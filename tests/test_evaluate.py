@@ -1,0 +1,131 @@
+"""Evaluation against a slow loop, and what it leaves on disk."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import xarray
+from flax import nnx
+from scipy import stats
+
+from ubrain_jax import crowd, evaluate, experiments, metrics
+from ubrain_jax.maps import report
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return experiments.prepare_run(tiny(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def workdir(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    evaluate.evaluate(run, run.parts.trainable, str(path), 0)
+    return path
+
+
+def slow_predictions(run, subject, samples):
+    """One image and one voxel at a time, from the modules, without chunks."""
+    model = nnx.merge(run.parts.graph, run.parts.trainable, run.parts.frozen)
+    table = np.asarray(model.table[...])
+    out = np.empty((len(samples), subject.num_voxels))
+    pictures = crowd.read_pictures(run.stores, subject.image[samples])
+    respond = jax.jit(lambda f, e: model.head.respond(f, e, None))
+    for m, picture in enumerate(pictures):
+        features = model.features(picture[None])[0]
+        for v in range(subject.num_voxels):
+            row = subject.offset + v
+            out[m, v] = respond(features, table[row % 4, row // 4])
+    return out
+
+
+@pytest.mark.slow
+def test_scores_equal_a_slow_loop_with_scipy(run, workdir):
+    for subject in run.stores.subjects:
+        samples = subject.samples("test")
+        predicted = slow_predictions(run, subject, samples)
+        measured = crowd.read_responses(subject, samples)
+        table = xarray.open_zarr(workdir / "voxels" / f"{subject.name}.zarr")
+        want = [
+            stats.pearsonr(measured[:, v], predicted[:, v])[0]
+            for v in range(subject.num_voxels)
+        ]
+        np.testing.assert_allclose(table.pearson.values, want, atol=2e-4)
+        want = 1 - ((measured - predicted) ** 2).sum(0) / (
+            (measured - measured.mean(0, dtype=np.float64)) ** 2
+        ).sum(0)
+        np.testing.assert_allclose(table.r2.values, want, atol=1e-5)
+        ceiling = subject.ncsnr**2 / (subject.ncsnr**2 + 1 / 3)
+        np.testing.assert_allclose(table.noise_ceiling.values, ceiling, rtol=1e-5)
+
+
+def test_chunks_and_batches_do_not_change_predictions(run, tiny):
+    one = evaluate.Predictor(run, run.parts.trainable)
+    other = run._replace(
+        experiment=tiny(evaluate={"batch_images": 3, "chunk_voxels": 7})
+    )
+    many = evaluate.Predictor(other, run.parts.trainable)
+    rows, voxel = np.arange(5), np.arange(2, 40)
+    a = one.responses(one.features(rows), voxel)
+    b = many.responses(many.features(rows), voxel)
+    assert a.shape == (5, 38)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    # and voxels asked for in another order are the same voxels
+    c = one.responses(one.features(rows), voxel[::-1])
+    np.testing.assert_allclose(a, c[:, ::-1], atol=1e-6)
+
+
+def test_metrics_json_has_the_schema(workdir, run):
+    result = json.loads((workdir / "metrics.json").read_text())
+    assert set(result) >= {"subjects", "step", "config_sha256", "seconds"}
+    for subject in run.stores.subjects:
+        s = result["subjects"][subject.name]
+        assert s["num_voxels"] == subject.num_voxels
+        assert s["num_test_images"] == 4
+        for score in ("pearson", "noise_normalised", "r2"):
+            assert set(s[score]) >= {"median", "p25", "p75", "mean"}
+        found = s["retrieval"]
+        assert found["pool"] == 4
+        assert set(found) >= {"top1", "top5", "mean_rank", "median_rank"}
+        sizes = [r["num_voxels"] for r in s["roi"].values()]
+        assert list(s["roi"]) == ["first", "second"]
+        assert sum(sizes) == subject.num_voxels
+    table = report.score_table(result)
+    assert "t-subj01" in table
+    assert "second" in table
+
+
+def test_constant_voxels_are_undefined_and_counted(run):
+    subject = run.stores.subjects[0]
+    samples = subject.samples("test")
+    measured = crowd.read_responses(subject, samples).copy()
+    measured[:, 5] = 0.1
+    rng = np.random.default_rng(0)
+    predicted = rng.standard_normal(measured.shape).astype(np.float32)
+    predicted[:, 9] = 3.0
+    table, summary, _ = evaluate.score_subject(subject, samples, measured, predicted)
+    assert np.isnan(table.pearson.values[[5, 9]]).all()
+    assert summary["pearson"]["undefined"] == 2
+    assert summary["r2"]["undefined"] == 1
+    assert summary["pearson"]["num"] == subject.num_voxels - 2
+
+
+def test_shuffled_test_images_score_at_chance():
+    """A leak control: predictions of one picture against responses to another."""
+    rng = np.random.default_rng(1)
+    truth = rng.standard_normal((100, 300)).astype(np.float32)
+    predicted = truth + rng.standard_normal(truth.shape).astype(np.float32)
+    right = metrics.retrieval(truth, predicted)
+    wrong = metrics.retrieval(truth, np.roll(predicted, 1, axis=0))
+    assert right.top1 > 0.9
+    assert wrong.top1 < 0.06
+    assert abs(np.nanmean(metrics.pearson(truth, np.roll(predicted, 1, 0)))) < 0.03
+
+
+def test_random_backbone_and_simulated_brains_are_said_everywhere(run, workdir):
+    result = json.loads((workdir / "metrics.json").read_text())
+    page = (workdir / "report.html").read_text()
+    for words in ("random weights", "Simulated subjects"):
+        assert any(words in w for w in result["warnings"])
+        assert words in page

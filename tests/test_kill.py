@@ -1,0 +1,99 @@
+"""Real processes killed at random moments: nothing lost, the same numbers after."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ubrain_jax import checkpoint
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def write_config(path, settings):
+    """A config file with the tiny settings, for the real command."""
+    lines = ["from ubrain_jax import config", "def get_config():"]
+    lines.append("    c = config.default()")
+    for section, values in settings.items():
+        for key, value in values.items():
+            lines.append(f"    c.{section}.{key} = {value!r}")
+    path.write_text("\n".join([*lines, "    return c", ""]))
+
+
+def command(config, workdir):
+    return [
+        sys.executable,
+        "-m",
+        "ubrain_jax.main",
+        f"--config={config}",
+        f"--workdir={workdir}",
+    ]
+
+
+def final_state(workdir):
+    with checkpoint.open_manager(str(workdir), 3) as manager:
+        step = manager.latest_step()
+        tree = manager.restore(step)["state"]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p): np.asarray(a) for p, a in leaves}
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_restarted_equals_unbroken(tmp_path, tiny_dict):
+    """SIGKILL three times at random steps; weights and optimiser equal, bit for bit."""
+    settings = tiny_dict(
+        train={"steps": 40, "checkpoint_every_steps": 3, "log_every_steps": 1},
+        mesh={"data": 1, "voxel": 1},
+    )
+    config = tmp_path / "tiny.py"
+    write_config(config, settings)
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(
+        command(config, whole), check=True, env=env, capture_output=True, timeout=300
+    )
+    rng = random.Random(time.time_ns())
+    kills = []
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(config, broken),
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        target = rng.randrange(max([1, *kills]), 36)
+        log = broken / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            done = log.read_text().count("\n") if log.exists() else 0
+            if done >= target:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, "ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills.append(target)
+    result = subprocess.run(
+        command(config, broken), check=True, env=env, capture_output=True, timeout=300
+    )
+    assert b"resuming at step" in result.stdout
+    print(f"killed at steps {kills}; {result.stdout.splitlines()[1].decode()}")
+    a, b = final_state(whole), final_state(broken)
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    logs = [
+        [json.loads(x) for x in (w / "metrics.jsonl").read_text().splitlines()]
+        for w in (whole, broken)
+    ]
+    assert [x["loss"] for x in logs[0]] == [x["loss"] for x in logs[1]]
+    scores = [json.loads((w / "metrics.json").read_text()) for w in (whole, broken)]
+    assert scores[0]["subjects"] == scores[1]["subjects"]
