@@ -44,10 +44,10 @@ def get_config():
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 50
 
-    c.train.steps = 800
+    c.train.steps = 500
     c.train.seed = 0
-    c.train.eval_every_steps = 400
-    c.train.checkpoint_every_steps = 200
+    c.train.eval_every_steps = 250
+    c.train.checkpoint_every_steps = 100
     c.train.log_every_steps = 20
 
     c.evaluate.batch_images = 25
