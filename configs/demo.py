@@ -44,9 +44,9 @@ def get_config():
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 50
 
-    c.train.steps = 500
+    c.train.steps = 700
     c.train.seed = 0
-    c.train.eval_every_steps = 250
+    c.train.eval_every_steps = 350
     c.train.checkpoint_every_steps = 100
     c.train.log_every_steps = 20
 
