@@ -55,9 +55,9 @@ def save(
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """What was saved beside the arrays: config, fingerprint of the crowd, ..."""
-    meta = manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )["meta"]
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+        "meta"
+    ]
     if meta.get("format") != FORMAT:
         raise errors.InputError(
             manager.directory,

@@ -903,5 +903,5 @@ def write_xarray(table: xarray.Dataset, path: pathlib.Path) -> None:
     """A small xarray dataset as Zarr v3, under its name only when whole."""
     with _writing(path), _partial(path) as partial:
         with _quiet_zarr():
-            table.to_zarr(partial, zarr_format=3, consolidated=False)
+            table.to_zarr(partial, zarr_format=3, consolidated=True)
         _place(partial, path)

@@ -88,7 +88,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
     Set UBRAIN_DEBUG=1 to see the traceback of an input error.
     """
-    from absl import app, flags
+    from absl import app, flags, logging
 
     def stop(message: str, code: int) -> None:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -117,6 +117,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         return rest
 
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every save
         try:
             code = main(argv)
             sys.stdout.flush()  # here, where a closed pipe can be caught

@@ -12,7 +12,6 @@ References:
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import math
@@ -564,16 +563,3 @@ def read_table(
         raise fault(reader.line_num, found, f"{tab}-separated cells") from error
     place = {c: head.index(c) for c in columns}
     return {c: [row[i] for row in rows] for c, i in place.items()}
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Hash of a file's bytes.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile() as file:
-        ...     sha256(file.name)[:8]
-        'e3b0c442'
-    """
-    with pathlib.Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -47,8 +47,8 @@ class Encoder(nnx.Module):
         num_tokens = backbone.num_patches + (1 if settings.keep_cls else 0)
         self.taps = settings.taps
         self.keep_cls = settings.keep_cls
-        self.backbone_remat = settings.remat
-        self.attention = settings.attention
+        self.backbone_remat: Any = settings.remat
+        self.attention: Any = settings.attention
         self.backbone = backbone
         # An attribute that is None would be a leaf in some versions of flax.
         self.adapted = experiment.adapter.kind != "none"
