@@ -1,5 +1,6 @@
 """Settings and small crowds that the tests share."""
 
+import importlib.util
 import os
 import tempfile
 
@@ -19,6 +20,11 @@ from ubrain_jax import config, crowd
 from ubrain_jax.datasets import schema
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("parity") and not importlib.util.find_spec("torch"):
+        pytest.skip("needs torch: make parity")
 
 
 def make_dataset(

@@ -61,18 +61,19 @@ def test_scores_equal_a_slow_loop_with_scipy(run, workdir):
 
 
 def test_chunks_and_batches_do_not_change_predictions(run, tiny):
-    one = evaluate.Predictor(run, run.parts.trainable)
+    one = evaluate.Predictor(run)
     other = run._replace(
         experiment=tiny(evaluate={"batch_images": 3, "chunk_voxels": 7})
     )
-    many = evaluate.Predictor(other, run.parts.trainable)
+    many = evaluate.Predictor(other)
     rows, voxel = np.arange(5), np.arange(2, 40)
-    a = one.responses(one.features(rows), voxel)
-    b = many.responses(many.features(rows), voxel)
+    params = run.parts.trainable
+    a = one.responses(params, one.features(params, rows), voxel)
+    b = many.responses(params, many.features(params, rows), voxel)
     assert a.shape == (5, 38)
     np.testing.assert_allclose(a, b, atol=1e-6)
     # and voxels asked for in another order are the same voxels
-    c = one.responses(one.features(rows), voxel[::-1])
+    c = one.responses(params, one.features(params, rows), voxel[::-1])
     np.testing.assert_allclose(a, c[:, ::-1], atol=1e-6)
 
 
@@ -128,4 +129,6 @@ def test_random_backbone_and_simulated_brains_are_said_everywhere(run, workdir):
     page = (workdir / "report.html").read_text()
     for words in ("random weights", "Simulated subjects"):
         assert any(words in w for w in result["warnings"])
+        table = xarray.open_zarr(workdir / "voxels" / "t-subj01.zarr")
+        assert any(words in w for w in table.attrs["warnings"])
         assert words in page

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from ubrain_jax import checkpoint
+from ubrain_jax import checkpoint, crowd
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -97,3 +97,41 @@ def test_killed_at_random_and_restarted_equals_unbroken(tmp_path, tiny_dict):
     assert [x["loss"] for x in logs[0]] == [x["loss"] for x in logs[1]]
     scores = [json.loads((w / "metrics.json").read_text()) for w in (whole, broken)]
     assert scores[0]["subjects"] == scores[1]["subjects"]
+
+
+@pytest.mark.slow
+def test_second_run_in_a_workdir_is_refused_and_evaluation_stands_alone(
+    tmp_path, tiny_dict
+):
+    config, workdir = tmp_path / "tiny.py", tmp_path / "run"
+    write_config(config, tiny_dict(mesh={"data": 1, "voxel": 1}))
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+    def run(*more):
+        return subprocess.run(
+            [*command(config, workdir), *more],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    workdir.mkdir()
+    with crowd.locked(workdir):
+        second = run()
+    assert second.returncode == 73
+    assert "another process works in it" in second.stderr
+    nothing = run("--mode=evaluate")
+    assert nothing.returncode == 66
+    assert "no checkpoint" in nothing.stderr
+    assert run().returncode == 0
+    first = json.loads((workdir / "metrics.json").read_text())
+    (workdir / "metrics.json").unlink()
+    with (workdir / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 9, "lo')  # cut by a kill
+    again = run("--mode=evaluate")
+    assert again.returncode == 0, again.stderr
+    assert (
+        json.loads((workdir / "metrics.json").read_text())["subjects"]
+        == (first["subjects"])
+    )

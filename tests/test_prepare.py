@@ -351,3 +351,22 @@ def test_a_closed_pipe_makes_no_traceback(truth):
         child.stdout.close()
         assert "Traceback" not in child.stderr.read()
         assert child.wait(60) == 141
+
+
+def test_excluded_pictures_are_in_no_sample(make_dataset):
+    from ubrain_jax import prepare
+
+    whole = list(make_dataset().subjects)
+    dataset = prepare.without_pictures(make_dataset(), {"t/0001", "t/1003"})
+    first, second = dataset.subjects
+    assert len(first.image_id) == len(whole[0].image_id) - 2
+    assert len(second.image_id) == len(whole[1].image_id) - 1
+    assert not {"t/0001", "t/1003"} & {*first.image_id, *second.image_id}
+    kept = [i not in ("t/0001", "t/1003") for i in whole[0].image_id]
+    np.testing.assert_array_equal(first.responses, whole[0].responses[kept])
+    assert dataset.report == [
+        "t-subj01: 2 pictures left out by --exclude",
+        "t-subj02: 1 pictures left out by --exclude",
+    ]
+    with pytest.raises(errors.ConfigError, match="t/9 seen by no subject"):
+        list(prepare.without_pictures(make_dataset(), {"t/9"}).subjects)

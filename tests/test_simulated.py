@@ -535,3 +535,12 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path):
     assert ran.returncode == errors.EXIT_OUTPUT
     assert ran.stderr.startswith("error: ")
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_overwrite_never_deletes_a_folder_of_something_else(tmp_path):
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "thesis.txt").write_text("five years")
+    with pytest.raises(errors.OutputError, match="Nothing was deleted"):
+        simulated.write(out, overwrite=True)
+    assert (out / "thesis.txt").read_text() == "five years"

@@ -355,3 +355,21 @@ def test_workdir_of_a_run_is_complete(tiny, tmp_path):
     assert "random weights" in page
     assert "Simulated" in page
     shutil.rmtree(pathlib.Path(tmp_path) / "checkpoints")
+
+
+@pytest.mark.slow
+def test_cosine_schedule_refuses_another_length(tiny, tmp_path):
+    """The rate falls to the last step: another length is another schedule."""
+    cosine = {"schedule": "cosine"}
+    train.train(prepare(tiny(optim=cosine, train={"steps": 4})), str(tmp_path))
+    with pytest.raises(errors.ConfigError, match=r"train.steps was 4, is 6"):
+        train.train(prepare(tiny(optim=cosine)), str(tmp_path))
+
+
+def test_settings_newer_than_the_run_have_their_default(run, tmp_path):
+    meta = json.loads(json.dumps(train.meta_of(run)))
+    del meta["config"]["head"]["remat"]
+    train.check_resumable(meta, run, str(tmp_path))
+    meta["config"]["head"]["dropout"] = 0.5
+    with pytest.raises(errors.ConfigError, match=r"head\.dropout was 0\.5"):
+        train.check_resumable(meta, run, str(tmp_path))

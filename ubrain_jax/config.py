@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from typing import Any, cast
@@ -142,7 +143,9 @@ class Experiment:
     evaluate: Evaluate = Evaluate()
 
 
-# Keys that may differ when a run is resumed: they change no number of the training.
+# Keys that may differ when a run is resumed: they change no number of the training,
+# but for rounding (mesh) and a schedule that falls to the last step (steps, epochs),
+# which `train.check_resumable` looks at.
 RESUMABLE = (
     "train.steps",
     "train.epochs",
@@ -252,7 +255,11 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 def sha256(experiment: Experiment) -> str:
     """Hash of the settings, the same for equal settings on any machine."""
-    text = json.dumps(to_dict(experiment), sort_keys=True)
+    values = to_dict(experiment)
+    # Where a file lies says nothing of the experiment.
+    values["data"]["crowd"] = [os.path.basename(p) for p in experiment.data.crowd]
+    values["backbone"]["weights"] = os.path.basename(experiment.backbone.weights)
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -376,6 +383,12 @@ def _out_of_range(e: Experiment) -> list[str]:
             e.data.subjects,
             len(set(e.data.subjects)) == len(e.data.subjects),
             "each subject once",
+        ),
+        (
+            "backbone.attention",
+            e.backbone.attention,
+            e.backbone.attention != "cudnn" or e.backbone.dtype == "bfloat16",
+            "'cudnn' with backbone.dtype 'float32'; it needs bfloat16",
         ),
         ("head.dropout", e.head.dropout, 0 <= e.head.dropout < 1, "in [0, 1)"),
         ("loss.alpha", e.loss.alpha, 0 <= e.loss.alpha <= 1, "in [0, 1]"),

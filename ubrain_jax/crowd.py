@@ -92,8 +92,8 @@ class Crowd(NamedTuple):
         pictures: For each store, its pictures (rows, y, x, 3) in TensorStore.
         image_px: Side of the pictures in pixels.
         attrs: Root attributes of each store.
-        fingerprint: Hash of everything but pixels and responses; a run refuses to
-            resume on a crowd with another one.
+        fingerprint: Hash of everything but pixels; a run refuses to resume on a
+            crowd with another one.
     """
 
     paths: tuple[str, ...]
@@ -218,21 +218,21 @@ def _partial(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
-        with contextlib.suppress(OSError), _locked(left):
+        with contextlib.suppress(OSError), locked(left):
             shutil.rmtree(left, ignore_errors=True)
     partial = target.with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                stack.enter_context(_locked(partial))
+                stack.enter_context(locked(partial))
             yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> Iterator[None]:
     """Holds the lock of a folder; OSError if another process has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -263,7 +263,10 @@ def _write_into(
     counts: dict[str, Any] = {"subjects": {}, "images": 0}
     for subject in checked_subjects(dataset, splits):
         image = [rows.setdefault(i, len(rows)) for i in subject.image_id]
-        group = subjects.create_group(subject.name, attributes=dict(subject.attrs))
+        responses = np.ascontiguousarray(subject.responses, np.float32)
+        digest = hashlib.sha256(cast(Any, responses))
+        attrs = {**subject.attrs, "responses_sha256": digest.hexdigest()}
+        group = subjects.create_group(subject.name, attributes=attrs)
         _put_rows(group, "responses", subject.responses, ("sample", "voxel"))
         _put(group, "image", np.asarray(image, np.int32), ("sample",))
         _put(group, "split", np.asarray(subject.split, str), ("sample",))
@@ -376,7 +379,7 @@ def _check_subject(
             break
     for image_id, split in zip(subject.image_id, subject.split, strict=False):
         before, other = splits.setdefault(image_id, (str(split), subject.name))
-        if (before == "test") != (split == "test"):
+        if before != split:
             faults.append(
                 f"image {image_id} is {split} here and {before} for {other}: a leak"
             )
@@ -431,10 +434,11 @@ def checked_pictures(
         raise errors.InputError(
             dataset.name,
             "images",
-            f"{len(leaks)} pictures stand in train and test under two ids "
-            f"(first: {leaks[0][0]} and {leaks[0][1]})",
+            f"{len(leaks)} pictures stand in train and test under two ids: "
+            + "; ".join(f"{a} and {b}" for a, b in leaks[:50]),
             "a test picture in no train split",
-            "Remove one of each pair; scores would be of pictures already seen.",
+            "Leave the train one of each pair out with --exclude=ID,ID; scores would "
+            "be of pictures already seen.",
         )
     if twins:
         dataset.report.append(
@@ -700,7 +704,8 @@ def _open_group(path: str, name: str) -> zarr.Group:
     try:
         with _quiet_zarr():
             return zarr.open_group(path, path=name, mode="r", use_consolidated=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
+        # gs:// and s3:// need gcsfs or s3fs, which the error names.
         found = f"cannot be opened ({error})"
         raise _damaged(path, name, found, "a Zarr v3 group") from error
 
@@ -757,11 +762,6 @@ def _open_subject(
     )
 
 
-def _values(group: zarr.Group, name: str) -> np.ndarray:
-    """A small array of a group, whole."""
-    return np.asarray(cast(zarr.Array, group[name])[...])
-
-
 def _tensorstore(path: str, name: str) -> tensorstore.TensorStore:
     """Read-only handle of one array; gs:// and s3:// work as in TensorStore."""
     if "://" in path:
@@ -781,13 +781,19 @@ def _tensorstore(path: str, name: str) -> tensorstore.TensorStore:
 
 
 def _fingerprint(subjects: Sequence[SubjectRows], ids: Sequence[str]) -> str:
-    """Hash of ids, splits and voxels, on which every batch depends."""
+    """Hash of everything on which a batch or a score depends, but for the pixels.
+
+    Responses come in through the hash that `write` took of them.
+    """
     digest = hashlib.sha256()
     for s in subjects:
         head = [s.name, s.offset, s.num_voxels, list(s.responses.shape)]
         digest.update(json.dumps(head).encode())
         digest.update(json.dumps([ids[i] for i in s.image]).encode())
         digest.update(json.dumps(s.split.tolist()).encode())
+        digest.update(json.dumps([s.roi_names, s.attrs], sort_keys=True).encode())
+        for array in (s.repeats, s.ncsnr, s.position, s.roi):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

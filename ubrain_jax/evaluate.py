@@ -5,6 +5,7 @@ is bounded by one subject's responses and the features of the pictures of one sp
 Scores stay per voxel, on disk, until the last lines make medians of them.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ import xarray
 from flax import nnx
 
 import ubrain_jax
-from ubrain_jax import config, crowd, experiments, metrics, sharding
+from ubrain_jax import config, crowd, errors, experiments, metrics, sharding
 from ubrain_jax.maps import report
 from ubrain_jax.model import encoder
 
@@ -29,19 +30,15 @@ class Predictor:
 
     Args:
         run: The experiment.
-        params: Trainable weights, from training or a checkpoint.
     """
 
-    def __init__(self, run: experiments.Run, params: Any):
+    def __init__(self, run: experiments.Run):
         settings = run.experiment.evaluate
-        self._run = run
-        self._params = params
+        self.run = run
         self._batch = _round_up(settings.batch_images, run.mesh.size)
         self._chunk = _round_up(settings.chunk_voxels, run.mesh.shape["voxel"])
         graph, mesh = run.parts.graph, run.mesh
-        images = sharding.place(mesh, sharding.IMAGES)
         everywhere = sharding.place(mesh, sharding.REPLICATED)
-        voxels = sharding.place(mesh, sharding.TABLE)
 
         def features(params, frozen, pictures):
             return nnx.merge(graph, params, frozen).features(pictures)
@@ -54,12 +51,13 @@ class Predictor:
 
         self._features = jax.jit(features, out_shardings=everywhere)
         self._respond = jax.jit(respond, out_shardings=everywhere)
-        self._images, self._voxels = images, voxels
 
-    def features(self, rows: np.ndarray, *, quiet: bool = True) -> np.ndarray:
+    def features(
+        self, params: Any, rows: np.ndarray, *, quiet: bool = True
+    ) -> np.ndarray:
         """Rows (M,) of `Crowd.image_id` -> features (M, L, P, C) float32."""
-        run = self._run
-        shape = (len(self._run.experiment.backbone.taps), 0, 0)
+        run = self.run
+        shape = (len(run.experiment.backbone.taps), 0, 0)
         out = np.empty((len(rows), *shape), np.float32)
         starts = range(0, len(rows), self._batch)
         for start in tqdm.tqdm(starts, desc="features", disable=quiet or None):
@@ -67,17 +65,22 @@ class Predictor:
             padded = np.resize(part, self._batch)  # one shape, compiled once
             pictures = crowd.read_pictures(run.stores, padded)
             pictures = sharding.put(run.mesh, sharding.IMAGES, pictures)
-            block = self._features(self._params, run.parts.frozen, pictures)
+            block = self._features(params, run.parts.frozen, pictures)
             if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
             out[start : start + len(part)] = np.asarray(block)[: len(part)]
         return out
 
     def responses(
-        self, features: np.ndarray, voxel: np.ndarray, *, quiet: bool = True
+        self,
+        params: Any,
+        features: np.ndarray,
+        voxel: np.ndarray,
+        *,
+        quiet: bool = True,
     ) -> np.ndarray:
         """Features (M, L, P, C), global voxels (n,) -> predictions (M, n) float32."""
-        run = self._run
+        run = self.run
         stripes = run.experiment.data.stripes
         stripe, row = encoder.table_rows(voxel, run.stores.num_voxels, stripes)
         chunk = min(self._chunk, _round_up(len(voxel), run.mesh.shape["voxel"]))
@@ -94,7 +97,7 @@ class Predictor:
                 where = [np.resize(x[some], chunk) for x in (stripe, row)]
                 placed = [sharding.put(run.mesh, sharding.TABLE, w) for w in where]
                 block = np.asarray(
-                    self._respond(self._params, run.parts.frozen, padded, *placed)
+                    self._respond(params, run.parts.frozen, padded, *placed)
                 )
                 count = len(stripe[some])
                 out[start : start + len(part), some] = block[: len(part), :count]
@@ -110,14 +113,15 @@ def voxels_of(subject: crowd.SubjectRows) -> np.ndarray:
     return np.arange(subject.offset, subject.offset + subject.num_voxels)
 
 
-def validate(run: experiments.Run, params: Any) -> dict[str, float]:
+def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
     """Median correlation of each subject on a fixed choice of validation pictures.
 
     Returns:
-        {"val_median_r/NAME": value}; subjects with fewer than 3 such pictures are
-        left out.
+        {"val_median_r/NAME": value, "val_undefined/NAME": voxels without a value};
+        subjects with fewer than 3 such pictures are left out, and a median of no
+        voxel is None.
     """
-    predictor, scores = Predictor(run, params), {}
+    run, scores = predictor.run, {}
     rng = np.random.default_rng(run.experiment.train.seed)
     limit = run.experiment.evaluate.val_images
     for subject in run.stores.subjects:
@@ -126,10 +130,13 @@ def validate(run: experiments.Run, params: Any) -> dict[str, float]:
             samples = np.sort(rng.choice(samples, limit, replace=False))
         if len(samples) < 3:
             continue
-        features = predictor.features(subject.image[samples])
-        predicted = predictor.responses(features, voxels_of(subject))
+        features = predictor.features(params, subject.image[samples])
+        predicted = predictor.responses(params, features, voxels_of(subject))
         r = metrics.pearson(crowd.read_responses(subject, samples), predicted)
-        scores[f"val_median_r/{subject.name}"] = float(np.nanmedian(r))
+        found = metrics.null_for_nan(metrics.quartiles(r))
+        scores[f"val_median_r/{subject.name}"] = found["median"]
+        if found["undefined"]:
+            scores[f"val_undefined/{subject.name}"] = found["undefined"]
     return scores
 
 
@@ -212,28 +219,30 @@ def evaluate(
         The content of metrics.json.
     """
     began = time.monotonic()
-    predictor = Predictor(run, params)
+    predictor = Predictor(run)
     out = pathlib.Path(workdir)
     (out / "voxels").mkdir(parents=True, exist_ok=True)
     tests = [subject.samples("test") for subject in run.stores.subjects]
     wanted = [s.image[t] for s, t in zip(run.stores.subjects, tests, strict=True)]
     pictures = np.unique(np.concatenate(wanted))
-    features = predictor.features(pictures, quiet=False)
-    summaries, scores, retrieved, notes = {}, [], [], []
+    features = predictor.features(params, pictures, quiet=False)
+    summaries, scores, retrieved, warnings = {}, [], [], warnings_of(run)
+    marks = {"step": step, "config_sha256": config.sha256(run.experiment)}
     for subject, samples in zip(run.stores.subjects, tests, strict=True):
         if len(samples) < 3:
-            notes.append(
+            warnings.append(
                 f"{subject.name} has {len(samples)} test pictures; scores need 3 or "
                 "more, so it has none."
             )
             continue
         inside = np.searchsorted(pictures, subject.image[samples])
         predicted = predictor.responses(
-            features[inside], voxels_of(subject), quiet=False
+            params, features[inside], voxels_of(subject), quiet=False
         )
         measured = crowd.read_responses(subject, samples)
         table, summary, found = score_subject(subject, samples, measured, predicted)
-        _write_table(table, out / "voxels" / f"{subject.name}.zarr")
+        table.attrs.update(marks, warnings=warnings_of(run))
+        crowd.write_xarray(table, out / "voxels" / f"{subject.name}.zarr")
         summaries[subject.name] = summary
         scores.append(
             report.SubjectScores(
@@ -245,17 +254,24 @@ def evaluate(
         )
         if run.experiment.evaluate.report_queries:
             retrieved += _queries(run, subject, samples, measured, predicted, found)
+    if not summaries:
+        raise errors.InputError(
+            ", ".join(run.stores.paths),
+            "split",
+            "no subject has 3 test pictures",
+            "a test split",
+            "Prepare a store with one; the weights are in the checkpoints.",
+        )
     result = metrics.null_for_nan(
         {
             "subjects": summaries,
-            "step": step,
-            "config_sha256": config.sha256(run.experiment),
+            **marks,
             "seconds": round(time.monotonic() - began, 2),
-            "warnings": warnings_of(run),
+            "warnings": warnings,
         }
     )
-    _write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
-    _write_report(run, out, result, scores, retrieved, notes)
+    write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
+    _write_report(run, out, result, scores, retrieved)
     return result
 
 
@@ -310,26 +326,23 @@ def _queries(
     return shown
 
 
-def _write_table(table: xarray.Dataset, path: pathlib.Path) -> None:
-    """Per-voxel scores as Zarr, replaced only when whole."""
-    crowd.write_xarray(table, path)
-
-
 def _write_report(
     run: experiments.Run,
     out: pathlib.Path,
     result: dict[str, Any],
     scores: list[report.SubjectScores],
     retrieved: list[report.Retrieved],
-    notes: list[str],
 ) -> None:
     """report.html; curves come from the metrics.jsonl of the training, if any."""
-    log = out / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    settings = config.to_dict(run.experiment)
+    # Names, not folders: a report is passed on.
+    settings["data"]["crowd"] = [os.path.basename(p) for p in run.stores.paths]
+    settings["backbone"]["weights"] = os.path.basename(run.provenance.source)
     provenance = {
         "ubrain_jax": ubrain_jax.__version__,
         "jax": f"{jax.__version__} on {jax.device_count()} {jax.devices()[0].platform}",
-        "backbone": f"{run.provenance.source} ({run.provenance.origin})",
+        "backbone": f"{os.path.basename(run.provenance.source)} "
+        f"({run.provenance.origin})",
         **{f"sha256 of {k}": v for k, v in run.provenance.sha256.items()},
         "stores": ", ".join(os.path.basename(p) for p in run.stores.paths),
         "crowd fingerprint": run.stores.fingerprint,
@@ -339,17 +352,26 @@ def _write_report(
         out / "report.html",
         title="Universal Brain Encoder: scores on test pictures",
         metrics=result,
-        curves=[json.loads(line) for line in lines],
+        curves=read_log(out),
         subjects=scores,
         retrieved=retrieved,
         warnings=result["warnings"],
-        notes=notes,
-        config_text=json.dumps(config.to_dict(run.experiment), indent=1),
+        config_text=json.dumps(settings, indent=1),
         provenance=provenance,
     )
 
 
-def _write_text(path: pathlib.Path, text: str) -> None:
+def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Lines of a workdir's metrics.jsonl; one that a kill cut short is left out."""
+    path, lines = pathlib.Path(workdir) / "metrics.jsonl", []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
     """Whole or not at all."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """An experiment made ready: stores and weights opened, the initial encoder built."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ class Run(NamedTuple):
     provenance: weights.Provenance
 
 
-def prepare_run(
-    experiment: config.Experiment, devices: list[jax.Device] | None = None
-) -> Run:
+def prepare_run(experiment: config.Experiment, devices: list[Any] | None = None) -> Run:
     """Opens stores and weights and builds the initial encoder.
 
     Args:

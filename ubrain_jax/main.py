@@ -7,6 +7,7 @@ The same command resumes an interrupted run. --mode=evaluate scores the newest
 checkpoint of a workdir and trains nothing.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -15,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ubrain_jax import config, errors, evaluate, experiments, optim, train
+from ubrain_jax import config, crowd, errors, evaluate, experiments, optim, train
 from ubrain_jax.maps import report
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -52,6 +53,24 @@ def main(argv: list[str]) -> int:
             "a folder that can be written",
             "Choose another --workdir.",
         ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(crowd.locked(workdir))
+        except BlockingIOError as error:
+            raise errors.OutputError(
+                workdir,
+                "",
+                "another process works in it",
+                "a workdir of its own for each run",
+                "Wait for the other run, or choose another --workdir.",
+            ) from error
+        except OSError as error:  # a file system without locks
+            print(f"note: {workdir} cannot be locked ({error}); run one job in it")
+        return _run(experiment, workdir)
+
+
+def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
+    """Trains if asked to, evaluates, prints; returns the exit code."""
     run = experiments.prepare_run(experiment)
     for line in evaluate.warnings_of(run):
         print(f"note: {line}", flush=True)

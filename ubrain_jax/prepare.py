@@ -45,6 +45,9 @@ _VAL = flags.DEFINE_float(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of validation pictures.")
 _PX = flags.DEFINE_integer("image_px", 224, "Side of the stored pictures, pixels.")
+_EXCLUDE = flags.DEFINE_list(
+    "exclude", [], "Ids of pictures to leave out, for example nsd/00013,nsd/07777."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a store at --out.")
 _CHECK = flags.DEFINE_bool("check", False, "Only read and report.")
 
@@ -90,6 +93,41 @@ def open_dataset() -> schema.Dataset:
     return released.open_dataset(source, images=_IMAGES.value, **shared)
 
 
+def without_pictures(dataset: schema.Dataset, ids: set[str]) -> schema.Dataset:
+    """The dataset less the samples of some pictures; says how many those were.
+
+    Raises:
+        errors.ConfigError: If an id is of no picture (once all subjects are read).
+    """
+    if not ids:
+        return dataset
+
+    def subjects():
+        unseen = set(ids)
+        for subject in dataset.subjects:
+            keep = np.asarray([i not in ids for i in subject.image_id])
+            unseen -= set(subject.image_id)
+            dataset.report.append(
+                f"{subject.name}: {int((~keep).sum())} pictures left out by --exclude"
+            )
+            yield subject._replace(
+                responses=subject.responses[keep],
+                image_id=[i for i in subject.image_id if i not in ids],
+                split=np.asarray(subject.split)[keep],
+                repeats=subject.repeats[keep],
+            )
+        if unseen:
+            raise errors.ConfigError(
+                "--exclude",
+                "",
+                f"{', '.join(sorted(unseen))} seen by no subject",
+                "ids of pictures",
+                "Correct or drop them.",
+            )
+
+    return dataset._replace(subjects=subjects())
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     if len(argv) > 1:
@@ -121,7 +159,7 @@ def main(argv: list[str]) -> int:
         )
     if not _CHECK.value:
         crowd.check_target(str(_OUT.value), _OVERWRITE.value)  # before hours of reading
-    dataset = open_dataset()
+    dataset = without_pictures(open_dataset(), set(_EXCLUDE.value))
     if _CHECK.value:
         _check(dataset, _PX.value)
         return 0

@@ -10,7 +10,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -74,11 +74,11 @@ def loss_of_batch(
     keys = None if key is None else jax.random.split(key, size)
     flat = embeddings.reshape(size, -1, embeddings.shape[-1])
     predicted = model.respond(features, flat, keys)  # (B, N)
-    sums = jax.vmap(losses.loss_sums)(
-        predicted, batch.response.reshape(size, -1), batch.weight.reshape(size, -1)
+    response, weight = (x.reshape(size, -1) for x in (batch.response, batch.weight))
+    each = jax.vmap(
+        lambda p, y, w: losses.encoder_loss(p, y, w, settings.alpha, settings.kind)
     )
-    mse, cosine = losses.loss_weights(settings.kind, settings.alpha)
-    return jnp.mean(jax.vmap(lambda s: losses.loss_from_sums(s, mse, cosine))(sums))
+    return jnp.mean(each(predicted, response, weight))
 
 
 def make_step(
@@ -165,8 +165,14 @@ def check_resumable(meta: dict[str, Any], run: experiments.Run, workdir: str) ->
         errors.ConfigError: Listing every key that differs and changes the numbers.
         errors.InputError: If the crowd or the backbone is another one.
     """
-    changed = config.differences(meta["config"], config.to_dict(run.experiment))
+    # Read through the present settings: a key that is newer than the run has its
+    # default there.
+    old = config.to_dict(config.from_dict(meta["config"], f"{workdir}/checkpoints"))
+    changed = config.differences(old, config.to_dict(run.experiment))
     hard = {k: v for k, v in changed.items() if k not in config.RESUMABLE}
+    if run.experiment.optim.schedule != "constant":  # it ends at the last step
+        length = ("train.steps", "train.epochs")
+        hard |= {k: v for k, v in changed.items() if k in length}
     # A folder may move; what is in it is compared below.
     hard.pop("data.crowd", None)
     hard.pop("backbone.weights", None)
@@ -187,7 +193,7 @@ def check_resumable(meta: dict[str, Any], run: experiments.Run, workdir: str) ->
             raise errors.InputError(
                 workdir,
                 f"checkpoints: {what}",
-                f"{str(old)[:12]}, now {str(new)[:12]}",
+                f"{str(old)[:90]}, now {str(new)[:90]}",
                 "the data and backbone that the run began with",
                 "Point at the same stores and weights, or take another --workdir.",
             )
@@ -212,8 +218,8 @@ def restored(
 def train(run: experiments.Run, workdir: str) -> State:
     """Trains to the last step, from the newest checkpoint of `workdir` if any.
 
-    Writes checkpoints/ and metrics.jsonl; on the same machine the final numbers equal
-    those of an unbroken run bit for bit.
+    Writes checkpoints/ and metrics.jsonl; on one CPU the final numbers equal those
+    of an unbroken run bit for bit.
 
     Raises:
         NonFiniteLossError: If the loss stops being finite; checkpoints stay.
@@ -244,7 +250,18 @@ def train(run: experiments.Run, workdir: str) -> State:
             num_hosts=jax.process_count(),
         )
         iterator = batches.iterate(data, start, experiment.data.read_threads)
-        log = stack.enter_context(contextlib.closing(_Log(workdir, start)))
+        always = {"backbone": "random"} if run.provenance.random else {}
+        log = stack.enter_context(contextlib.closing(_Log(workdir, start, always)))
+        predictor = evaluate.Predictor(run)
+
+        def batch_of(step: int) -> batches.Batch:
+            return cast(batches.Batch, data[step])
+
+        def check(loss: jax.Array | None, step: int) -> None:
+            if loss is not None and not np.isfinite(float(loss)):
+                seen = [run.stores.image_id[i] for i in batch_of(step - 1).picture]
+                _stop_non_finite(float(loss), step, seen, manager)
+
         previous = None
         shown, since = time.monotonic(), start
         first_seconds = None
@@ -261,11 +278,11 @@ def train(run: experiments.Run, workdir: str) -> State:
                 progress.write(f"first step after {first_seconds:.1f} s of compiling")
                 shown, since = time.monotonic(), step + 1
             # One step late, so that the device never waits for the host.
-            _check_finite(previous, step, manager)
+            check(previous, step)
             previous = loss
             done = step + 1
             if done % settings.log_every_steps == 0 or done == steps:
-                _check_finite(loss, done, manager)
+                check(loss, done)
                 now = time.monotonic()
                 rate = (done - since) * experiment.data.batch_images / (now - shown)
                 log.write(
@@ -278,29 +295,35 @@ def train(run: experiments.Run, workdir: str) -> State:
                 )
                 shown, since = now, done
             if settings.eval_every_steps and done % settings.eval_every_steps == 0:
-                scores = evaluate.validate(run, state.params)
+                scores = evaluate.validate(predictor, state.params)
                 if scores:
                     log.write(step=done, loss=float(loss), **scores)
-                    medians = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-                    progress.write(f"step {done}: {medians}")
+                    progress.write(f"step {done}: {_in_words(scores)}")
                 shown, since = time.monotonic(), done
             if done % settings.checkpoint_every_steps == 0 or done == steps:
-                _check_finite(loss, done, manager)
+                check(loss, done)
                 _check_params(state, done, manager)
                 checkpoint.save(manager, done, state, meta)
         manager.wait_until_finished()
     return state
 
 
-def _check_finite(loss: jax.Array | None, step: int, manager: Any) -> None:
+def _in_words(scores: dict[str, float | None]) -> str:
+    """Scores for the terminal; None is an undefined one."""
+    return ", ".join(
+        f"{name} {'undefined' if value is None else f'{value:.3f}'}"
+        for name, value in scores.items()
+    )
+
+
+def _stop_non_finite(loss: float, step: int, pictures: list[str], manager: Any) -> None:
     """Stops on a NaN or infinite loss and names the checkpoint that is left."""
-    if loss is None or np.isfinite(float(loss)):
-        return
     manager.wait_until_finished()
     raise NonFiniteLossError(
-        f"the loss of step {step} is {float(loss)}; the newest checkpoint is "
-        f"{manager.latest_step()}. Lower optim.learning_rate or look at the data of "
-        "that step; starting again resumes from the checkpoint."
+        f"the loss of step {step} is {loss}; the newest checkpoint is "
+        f"{manager.latest_step()}. Lower optim.learning_rate or look at the responses "
+        f"to the pictures of that step ({', '.join(pictures)}); starting again "
+        "resumes from the checkpoint."
     )
 
 
@@ -321,17 +344,17 @@ def _check_params(state: State, step: int, manager: Any) -> None:
 
 
 class _Log:
-    """metrics.jsonl, and TensorBoard when tensorboardX is installed."""
+    """metrics.jsonl, and TensorBoard when tensorboardX is installed.
 
-    def __init__(self, workdir: str, start: int):
+    `always` stands in every line.
+    """
+
+    def __init__(self, workdir: str, start: int, always: dict[str, Any]):
+        self._always = always
         path = pathlib.Path(workdir) / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
-                    if json.loads(line)["step"] <= start:
-                        kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        kept = [x for x in evaluate.read_log(workdir) if x["step"] <= start]
+        text = "".join(json.dumps(x) + "\n" for x in kept)
+        evaluate.write_text(path, text)
         self._file = path.open("a", encoding="utf-8")
         self._board = None
         with contextlib.suppress(ImportError):
@@ -341,7 +364,7 @@ class _Log:
             self._board = tensorboardX.SummaryWriter(folder, purge_step=start)
 
     def write(self, *, step: int, loss: float, **more: Any) -> None:
-        line = {"step": step, "loss": loss, **more}
+        line = {"step": step, "loss": loss, **more, **self._always}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None:

@@ -26,13 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ubrain_jax import errors
-from ubrain_jax.datasets import algonauts, files, schema
+from ubrain_jax.datasets import algonauts, files, schema, simulated
 
 SPACES = ("func1pt8mm", "fsaverage")
 NUM_SUBJECTS = 8
 # Sessions of each subject since the last three were released in August 2023.
 RELEASED_SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
-RELEASED_ORDER = 30000  # trials in masterordering
 # func1pt8mm grids (X, Y, Z) of subj01 ... subj08.
 GRIDS = (
     (81, 104, 83),
@@ -239,7 +238,7 @@ def open_dataset(
         "test": "the pictures shared by all subjects (sharedix)",
         "val": f"{val_fraction} of the others, by seed {seed} and picture",
     }
-    if _is_simulated(source):
+    if simulated.is_simulated(source):
         attrs["simulated"] = True
         report.append("these files are simulated, no brain was measured")
     described = [algonauts.describe(path, source) for path in common]
@@ -1500,12 +1499,3 @@ def _is_in(numbers: np.ndarray, number: int) -> bool:
     """Whether a sorted array holds a number."""
     at = int(np.searchsorted(numbers, number))
     return at < len(numbers) and int(numbers[at]) == number
-
-
-def _is_simulated(source: pathlib.Path) -> bool:
-    """Whether the project's own simulator wrote the folder."""
-    path = source / "truth/truth.json"
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return b'"ubrain-simulated-nsd"' in stream.read(200)

@@ -1195,6 +1195,14 @@ def write(
         raise errors.OutputError(
             out, "", "it exists", "a new name", "Choose another, or pass --overwrite."
         )
+    if out.exists() and not is_simulated(out):
+        raise errors.OutputError(
+            out,
+            "",
+            "it exists and is no simulated NSD",
+            "one to replace, or a new name",
+            "Nothing was deleted; choose another --out.",
+        )
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -1224,6 +1232,15 @@ def write(
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
     return truth
+
+
+def is_simulated(source: pathlib.Path) -> bool:
+    """Whether the project's own simulator wrote the folder."""
+    path = source / "truth/truth.json"
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return b'"ubrain-simulated-nsd"' in stream.read(200)
 
 
 def _check_settings(settings: dict[str, int]) -> None:
