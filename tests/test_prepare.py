@@ -197,7 +197,7 @@ def test_check_finds_what_writing_would_refuse(run, truth, tmp_path, mode):
     mode = f"--out={out}" if mode == "--out" else mode
     with pytest.raises(errors.InputError, match="train and test") as caught:
         run(*VOLUME, f"--source={source}", mode)
-    assert {test, train} <= set(str(caught.value).replace(")", " ").split())
+    assert {test, train} <= set(str(caught.value).replace(";", " ").split())
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 

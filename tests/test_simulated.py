@@ -449,7 +449,7 @@ def test_incomplete_last_session_falls_away(tmp_path):
 
 def test_existing_folder_is_kept_unless_told(tmp_path):
     out = tmp_path / "nsd"
-    out.mkdir()
+    simulated.write(out, **SMALL)
     (out / "mine.txt").write_text("mine")
     with pytest.raises(errors.OutputError, match="it exists"):
         simulated.write(out, **SMALL)
@@ -470,8 +470,9 @@ def test_failure_leaves_what_was_there(tmp_path, monkeypatch):
             simulated.write(tmp_path / "nsd", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
-    (tmp_path / "nsd").mkdir()
+    simulated.write(tmp_path / "nsd", **SMALL)
     (tmp_path / "nsd/mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
     rename = pathlib.Path.rename
 
     def fail_to_publish(self, target):
@@ -482,7 +483,7 @@ def test_failure_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "rename", fail_to_publish)
     with pytest.raises(errors.OutputError, match="No space left"):
         simulated.write(tmp_path / "nsd", **SMALL, overwrite=True)
-    assert [p.name for p in tmp_path.rglob("*")] == ["nsd", "mine.txt"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
