@@ -41,8 +41,6 @@ EXTRAS = {
         "ruff>=0.9",
         "pyright>=1.1.390",
         "import-linter>=2.1",
-        "jaxtyping>=0.3",
-        "beartype>=0.20",
         "himalaya>=0.4.6",
     ],
     # The exact version keeps the CPU build and one set of reference numbers.

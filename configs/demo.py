@@ -3,9 +3,11 @@
 What:    One encoder for the simulated crowd of `python -m ubrain_jax.simulate`, on the
          small network that comes with the package. No brain was measured.
 Command: make demo
-Cost:    See docs/log.md.
-Expect:  See docs/log.md.
-Checked: See docs/log.md.
+Cost:    5 minutes and 1.8 GB on 2 CPU cores, of which training 4 minutes.
+Expect:  Median r / ceiling .81 .80 .83 for the three subjects, .66 or more in each kind
+         of tuning, top-1 of 125 at .98 or more; one seed. tests/check_demo.py holds
+         the bounds: .75, .5 and 20 times chance.
+Checked: 2026-11-23 in a new clone (docs/log.md).
 """
 
 from ubrain_jax import config

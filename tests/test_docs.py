@@ -1,0 +1,43 @@
+"""What the pages promise is there."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from tests import check_demo
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("third_party/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_relative_links_lead_somewhere_and_nothing_is_left_to_fill_in(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"DEMO_[A-Z]+|TODO|FIXME|XXX", text)
+    for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_paths_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:docs|third_party|configs)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m ubrain_jax\.(\w+)", text):
+        assert (ROOT / "ubrain_jax" / f"{module}.py").exists(), module
+
+
+def test_the_check_of_the_demo_can_fail():
+    roi = {k: {"noise_normalised": {"median": 0.6}} for k in check_demo.KINDS}
+    subject = {
+        "noise_normalised": {"median": 0.8},
+        "retrieval": {"pool": 125, "top1": 0.9},
+        "roi": roi,
+    }
+    good = {"subjects": dict.fromkeys("abc", subject)}
+    assert check_demo.shortfalls(good) == []
+    bad = json.loads(json.dumps(good))
+    bad["subjects"]["b"]["roi"]["kind:object"]["noise_normalised"]["median"] = 0.49
+    bad["subjects"]["c"]["retrieval"]["top1"] = 0.15
+    assert len(check_demo.shortfalls(bad)) == 2
