@@ -106,7 +106,8 @@ def test_saved_tensors_give_the_same_network(tmp_path):
 
 @pytest.mark.parity
 def test_bundled_taps_equal_those_of_transformers():
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = transformers.Dinov2Model.from_pretrained(BUNDLED, dtype=torch.float32)
     net, _ = weights.load("bundled", NUM_BLOCKS, PX)
     pictures = _drawn(3, 52)[0]

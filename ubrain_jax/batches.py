@@ -22,7 +22,7 @@ class Batch(NamedTuple):
         voxel: (B, S, n) int32 rows inside the stripe; 0 where padded.
         response: (B, S, n) float32; 0 where padded.
         weight: (B, S, n) float32: 1, or 0 where padded.
-        picture: (B,) int32 row of `Crowd.image_id`, for messages and fingerprints.
+        picture: (B,) int32 row of `Crowd.image_id`, for messages; stays on the host.
     """
 
     # NumPy arrays from the host, JAX arrays on the mesh.

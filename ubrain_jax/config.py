@@ -253,13 +253,17 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
-def sha256(experiment: Experiment) -> str:
-    """Hash of the settings, the same for equal settings on any machine."""
+def without_folders(experiment: Experiment) -> dict[str, Any]:
+    """`to_dict` with names for paths: where a file lies is no part of an experiment."""
     values = to_dict(experiment)
-    # Where a file lies says nothing of the experiment.
     values["data"]["crowd"] = [os.path.basename(p) for p in experiment.data.crowd]
     values["backbone"]["weights"] = os.path.basename(experiment.backbone.weights)
-    text = json.dumps(values, sort_keys=True)
+    return values
+
+
+def sha256(experiment: Experiment) -> str:
+    """Hash of the settings, the same for equal settings on any machine."""
+    text = json.dumps(without_folders(experiment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

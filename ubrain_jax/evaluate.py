@@ -334,17 +334,13 @@ def _write_report(
     retrieved: list[report.Retrieved],
 ) -> None:
     """report.html; curves come from the metrics.jsonl of the training, if any."""
-    settings = config.to_dict(run.experiment)
-    # Names, not folders: a report is passed on.
-    settings["data"]["crowd"] = [os.path.basename(p) for p in run.stores.paths]
-    settings["backbone"]["weights"] = os.path.basename(run.provenance.source)
+    settings = config.without_folders(run.experiment)  # a report is passed on
     provenance = {
         "ubrain_jax": ubrain_jax.__version__,
         "jax": f"{jax.__version__} on {jax.device_count()} {jax.devices()[0].platform}",
-        "backbone": f"{os.path.basename(run.provenance.source)} "
-        f"({run.provenance.origin})",
+        "backbone": f"{settings['backbone']['weights']} ({run.provenance.origin})",
         **{f"sha256 of {k}": v for k, v in run.provenance.sha256.items()},
-        "stores": ", ".join(os.path.basename(p) for p in run.stores.paths),
+        "stores": ", ".join(settings["data"]["crowd"]),
         "crowd fingerprint": run.stores.fingerprint,
         "config sha256": result["config_sha256"],
     }

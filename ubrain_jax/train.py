@@ -125,16 +125,13 @@ def initial_state(
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: batches.Batch) -> batches.Batch:
-    """Host batch onto the mesh."""
-    specs = batches.Batch(
-        sharding.IMAGES,
-        sharding.SAMPLES,
-        sharding.SAMPLES,
-        sharding.SAMPLES,
-        sharding.REPLICATED,
-    )
+    """What the step needs of a host batch, on the mesh: all but `picture`."""
     return batches.Batch(
-        *(sharding.put(mesh, s, a) for s, a in zip(specs, batch, strict=True))
+        image=sharding.put(mesh, sharding.IMAGES, batch.image),
+        voxel=sharding.put(mesh, sharding.SAMPLES, batch.voxel),
+        response=sharding.put(mesh, sharding.SAMPLES, batch.response),
+        weight=sharding.put(mesh, sharding.SAMPLES, batch.weight),
+        picture=None,
     )
 
 
@@ -233,7 +230,7 @@ def train(run: experiments.Run, workdir: str) -> State:
     start = int(state.step)
     meta = meta_of(run)
     text = json.dumps(meta["config"], indent=1) + "\n"
-    (pathlib.Path(workdir) / "config.json").write_text(text, encoding="utf-8")
+    evaluate.write_text(pathlib.Path(workdir) / "config.json", text)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(manager))
         if start >= steps:
