@@ -12,11 +12,9 @@ References:
     Allen et al., 2022, Nature Neuroscience 25:116 (noise ceiling).
 """
 
-import hashlib
 import os
 import pathlib
 import re
-import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -37,21 +35,9 @@ PLAIN_CLASSES = (
     "floc-places",
     "floc-words",
 )
-# What NumPy raises at a damaged .npy; its repair of Python 2 headers adds the last.
-NOT_NPY = (ValueError, OSError, EOFError, OverflowError, tokenize.TokenError)
-_HASH_BELOW = 100_000_000  # bytes
-_BLOCK = 64_000_000  # bytes of responses looked at at once
 _ACTION = (
     "Unpack the Algonauts-2023 download again, or leave the subject out (subjects)."
 )
-
-
-class Problem(NamedTuple):
-    """One thing wrong with the files: where, what is there, what should be."""
-
-    where: str
-    found: str
-    expected: str
 
 
 class Surface(NamedTuple):
@@ -99,7 +85,7 @@ def open_dataset(
     whose test responses are in the folder (`test_split/test_fmri`) are "test". The
     challenge withheld those; if any subject of the folder lacks them, a share
     `test_fraction` of all pictures is "test" too, and "val" is another share. Who is
-    in a share depends on `seed` and the image id alone (`share`).
+    in a share depends on `seed` and the image id alone (`schema.share`).
 
     The noise ceiling in the folder becomes
     `ncsnr = sqrt(NC / (1 - NC) / 3)`, as if every test picture had been shown three
@@ -125,27 +111,27 @@ def open_dataset(
         errors.ConfigError: If a subject is unknown or the shares are no shares.
     """
     source = pathlib.Path(source)
-    check_fractions(val_fraction=val_fraction, test_fraction=test_fraction)
+    schema.check_fractions(val_fraction=val_fraction, test_fraction=test_fraction)
     paths = _find_subjects(source)
-    chosen = choose(list(paths), subjects)
+    chosen = schema.choose(list(paths), subjects)
     missing = [m for name in chosen for m in _missing(paths[name], source)]
     if missing:
         raise errors.MissingInputError(
             source,
             "",
-            f"{len(missing)} missing: {shorten(missing)}",
+            f"{len(missing)} missing: {schema.shorten(missing)}",
             "the files of the Algonauts-2023 folder",
             _ACTION,
         )
-    problems: list[Problem] = []
+    problems: list[schema.Problem] = []
     folders = {n: _inspect(paths[n], source, problems) for n in chosen}
     held_out, withheld = _held_out(paths, folders, source, problems)
-    raise_problems(source, problems, _ACTION)
+    schema.raise_problems(source, problems, _ACTION)
 
     def split(image_id: str) -> str:
         if image_id in held_out:
             return "test"
-        place = share(seed, image_id)
+        place = schema.share(seed, image_id)
         if withheld and place < test_fraction:
             return "test"
         return "val" if place >= 1 - val_fraction else "train"
@@ -181,33 +167,6 @@ def open_dataset(
     return schema.Dataset("algonauts", read_subjects(), read_images, sources, report)
 
 
-def share(seed: int, image_id: str) -> float:
-    """Place of a picture in [0, 1), the same for every subject, run and machine.
-
-    Example:
-        >>> round(share(0, "nsd/00013"), 6)
-        0.650165
-    """
-    digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def check_fractions(**fractions: float) -> None:
-    """Refuses shares below 0, or that leave nothing to train on.
-
-    Raises:
-        errors.ConfigError: If one is not in [0, 1), or their sum is not.
-    """
-    for name, value in {
-        **fractions,
-        "+".join(fractions): sum(fractions.values()),
-    }.items():
-        if not 0 <= value < 1:
-            raise errors.ConfigError(
-                name, "", f"is {value}", "0 <= share < 1", "Change the share."
-            )
-
-
 def read_surface(folder: str | os.PathLike) -> Surface:
     """Reads a `roi_masks` folder: which vertex each column is, and its regions.
 
@@ -235,64 +194,10 @@ def read_surface(folder: str | os.PathLike) -> Surface:
         raise errors.MissingInputError(
             folder, "", f"no {', '.join(missing)}", "both vertex masks", _ACTION
         )
-    problems: list[Problem] = []
+    problems: list[schema.Problem] = []
     surface = _surface(folder, folder, problems)
-    raise_problems(folder, problems, _ACTION)
+    schema.raise_problems(folder, problems, _ACTION)
     return surface
-
-
-def raise_problems(
-    source: str | os.PathLike, problems: Sequence[Problem], action: str
-) -> None:
-    """Raises one error for all problems; returns if there is none.
-
-    Raises:
-        errors.InputError: If there is a problem.
-    """
-    if len(problems) == 1:
-        raise errors.InputError(source, *problems[0], action)
-    if problems:
-        listed = [f"{p.where}: {p.found} (expected {p.expected})" for p in problems]
-        raise errors.InputError(
-            source,
-            "",
-            f"{len(problems)} problems: {shorten(listed, '; ')}",
-            "files that agree",
-            action,
-        )
-
-
-def shorten(items: Sequence[str], joint: str = ", ", most: int = 20) -> str:
-    """Joins at most `most` items and counts the rest.
-
-    Example:
-        >>> shorten(["a", "b", "c"], most=2)
-        'a, b and 1 more'
-    """
-    left = len(items) - most
-    return joint.join(items[:most]) + (f" and {left} more" if left > 0 else "")
-
-
-def describe(path: pathlib.Path, source: pathlib.Path) -> dict[str, Any]:
-    """Entry of `Dataset.sources`: name inside the source, size, sha256 if < 100 MB."""
-    size = path.stat().st_size
-    digest = None
-    if size < _HASH_BELOW:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"file": _inside(path, source), "size": size, "sha256": digest}
-
-
-def _add(problems: list[Problem], where: str, found: str, expected: str) -> None:
-    """Notes a problem."""
-    problems.append(Problem(where, found, expected))
-
-
-def _inside(path: pathlib.Path, source: pathlib.Path) -> str:
-    """Name of a file inside the source, or its last part."""
-    if path.is_relative_to(source):
-        return path.relative_to(source).as_posix()
-    return path.name
 
 
 def _find_subjects(source: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -313,42 +218,11 @@ def _find_subjects(source: pathlib.Path) -> dict[str, pathlib.Path]:
         raise errors.MissingInputError(
             source,
             "",
-            f"no subject folder (found: {shorten(names, most=8) or 'nothing'})",
+            f"no subject folder (found: {schema.shorten(names, most=8) or 'nothing'})",
             "subj01, subj02, ...",
             "Give the folder that holds them.",
         )
     return found
-
-
-def choose(known: list[str], subjects: Sequence[str] | None) -> list[str]:
-    """The subjects asked for, in the order they are known.
-
-    Args:
-        known: Names there are.
-        subjects: Names asked for; None for all.
-
-    Returns:
-        Some of the known names, each once.
-
-    Raises:
-        errors.ConfigError: If one is unknown or none is asked for.
-    """
-    if subjects is None:
-        return known
-    for name in subjects:
-        if name not in known:
-            raise errors.ConfigError(
-                "subjects",
-                "",
-                f"no subject {name!r}",
-                "subjects of the folder",
-                errors.nearest(name, known),
-            )
-    if not subjects:
-        raise errors.ConfigError(
-            "subjects", "", "is empty", "at least one", errors.nearest("", known)
-        )
-    return [name for name in known if name in subjects]
 
 
 def _fmri(path: pathlib.Path, split: str, hemisphere: str) -> pathlib.Path:
@@ -368,7 +242,7 @@ def _missing(path: pathlib.Path, source: pathlib.Path) -> list[str]:
     ceilings = [_ceiling(path, h) for h in HEMISPHERES]
     if any(p.exists() for p in ceilings):
         needed += ceilings
-    return [_inside(p, source) for p in needed if not p.exists()]
+    return [schema.inside(p, source) for p in needed if not p.exists()]
 
 
 def _ceiling(path: pathlib.Path, hemisphere: str) -> pathlib.Path:
@@ -385,7 +259,7 @@ def _held_out(
     paths: dict[str, pathlib.Path],
     folders: dict[str, _Folder],
     source: pathlib.Path,
-    problems: list[Problem],
+    problems: list[schema.Problem],
 ) -> tuple[set[str], list[str]]:
     """Image ids with test responses in any subject, and the subjects that lack them.
 
@@ -408,7 +282,7 @@ def _held_out(
 
 
 def _inspect(
-    path: pathlib.Path, source: pathlib.Path, problems: list[Problem]
+    path: pathlib.Path, source: pathlib.Path, problems: list[schema.Problem]
 ) -> _Folder:
     """Lists one subject and checks that its files agree."""
     surface = _surface(path / "roi_masks", source, problems)
@@ -424,10 +298,10 @@ def _inspect(
         ignored += ignored_test
     both = sorted(train.keys() & test.keys())
     if both:
-        _add(
+        schema.add_problem(
             problems,
-            _inside(path, source),
-            f"{len(both)} pictures are in both splits ({shorten(both, most=3)})",
+            schema.inside(path, source),
+            f"{len(both)} pictures are in both splits ({schema.shorten(both, most=3)})",
             "pictures in one split",
         )
     if len(surface.position):
@@ -441,7 +315,7 @@ def _check_arrays(
     train: dict[str, pathlib.Path],
     test: dict[str, pathlib.Path],
     source: pathlib.Path,
-    problems: list[Problem],
+    problems: list[schema.Problem],
 ) -> None:
     """Responses against pictures and vertices, noise ceilings against vertices."""
     counts = (surface.num_left, len(surface.position) - surface.num_left)
@@ -450,50 +324,29 @@ def _check_arrays(
             file = _fmri(path, split, hemisphere)
             if split == "test" and not _has_test_fmri(path):
                 continue
-            array = open_npy(file, source, problems)
+            array = schema.open_npy(file, source, problems)
             if array is not None:
                 shape = (len(images), num)
-                _check_responses(array, shape, _inside(file, source), problems)
+                _check_responses(array, shape, schema.inside(file, source), problems)
         if _ceiling(path, hemisphere).exists():
             _check_ceiling(_ceiling(path, hemisphere), num, source, problems)
 
 
-def open_npy(
-    file: pathlib.Path, source: pathlib.Path, problems: list[Problem]
-) -> np.ndarray | None:
-    """Maps a .npy file into memory.
-
-    Args:
-        file: The file.
-        source: Folder that messages leave out of its name.
-        problems: Gets an entry if it is no whole array of numbers or text.
-
-    Returns:
-        The array, read-only; None beside a problem.
-    """
-    try:
-        return np.lib.format.open_memmap(file, mode="r")
-    except NOT_NPY as error:
-        size = file.stat().st_size if file.is_file() else 0
-        _add(
-            problems,
-            _inside(file, source),
-            f"no whole .npy array ({size} bytes; {str(error)[:100]})",
-            "an array of numbers",
-        )
-    return None
-
-
 def _check_responses(
-    array: np.ndarray, shape: tuple[int, int], where: str, problems: list[Problem]
+    array: np.ndarray,
+    shape: tuple[int, int],
+    where: str,
+    problems: list[schema.Problem],
 ) -> None:
     """Shape against pictures and vertices, and the type."""
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        _add(problems, where, f"holds {array.dtype}", "float32")
+        schema.add_problem(problems, where, f"holds {array.dtype}", "float32")
     if array.ndim != 2:
-        _add(problems, where, f"shape {array.shape}", "(pictures, vertices)")
+        schema.add_problem(
+            problems, where, f"shape {array.shape}", "(pictures, vertices)"
+        )
     elif array.shape == shape[::-1] and shape[0] != shape[1]:
-        _add(
+        schema.add_problem(
             problems,
             where,
             f"shape {array.shape}, transposed",
@@ -501,11 +354,11 @@ def _check_responses(
         )
     else:
         if array.shape[0] != shape[0]:
-            _add(
+            schema.add_problem(
                 problems, where, f"{array.shape[0]} rows", f"{shape[0]}, one a picture"
             )
         if array.shape[1] != shape[1]:
-            _add(
+            schema.add_problem(
                 problems,
                 where,
                 f"{array.shape[1]} columns",
@@ -514,15 +367,15 @@ def _check_responses(
 
 
 def _check_ceiling(
-    file: pathlib.Path, num: int, source: pathlib.Path, problems: list[Problem]
+    file: pathlib.Path, num: int, source: pathlib.Path, problems: list[schema.Problem]
 ) -> None:
     """Noise ceilings are fractions, one for each vertex; NaN is unknown."""
-    array = open_npy(file, source, problems)
+    array = schema.open_npy(file, source, problems)
     if array is None:
         return
-    where = _inside(file, source)
+    where = schema.inside(file, source)
     if array.dtype.kind != "f" or array.shape != (num,):
-        _add(
+        schema.add_problem(
             problems,
             where,
             f"{array.dtype} {array.shape}",
@@ -531,15 +384,20 @@ def _check_ceiling(
     elif not (np.isnan(array) | ((array >= 0) & (array < 1))).all():
         low, high = np.nanmin(array), np.nanmax(array)
         percent = ", percent?" if high > 1 else ""
-        _add(problems, where, f"values {low:.4g}..{high:.4g}{percent}", "0 <= NC < 1")
+        schema.add_problem(
+            problems, where, f"values {low:.4g}..{high:.4g}{percent}", "0 <= NC < 1"
+        )
 
 
 def _list_pictures(
-    folder: pathlib.Path, split: str, source: pathlib.Path, problems: list[Problem]
+    folder: pathlib.Path,
+    split: str,
+    source: pathlib.Path,
+    problems: list[schema.Problem],
 ) -> tuple[dict[str, pathlib.Path], int]:
     """Pictures by image id in row order, and how many other files there are."""
     pattern = re.compile(rf"{split}-(\d{{4,5}})_nsd-(\d{{5}})\.png")
-    where = _inside(folder, source)
+    where = schema.inside(folder, source)
     rows: dict[int, tuple[int, pathlib.Path]] = {}
     strange, twice, ignored = [], [], 0
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -555,31 +413,36 @@ def _list_pictures(
         else:
             strange.append(name)
     if strange:
-        _add(
+        schema.add_problem(
             problems,
             where,
-            f"{len(strange)} names not understood ({shorten(strange, most=3)})",
+            f"{len(strange)} names not understood ({schema.shorten(strange, most=3)})",
             f"{split}-0001_nsd-00013.png, NSD number below {NUM_IMAGES}",
         )
     if twice:
-        _add(problems, where, f"row twice: {shorten(twice, most=3)}", "one file a row")
+        schema.add_problem(
+            problems,
+            where,
+            f"row twice: {schema.shorten(twice, most=3)}",
+            "one file a row",
+        )
     if not rows:
-        _add(problems, where, "0 pictures", f"{split}-0001_nsd-?????.png")
+        schema.add_problem(problems, where, "0 pictures", f"{split}-0001_nsd-?????.png")
         return {}, ignored
     gaps = sorted(set(range(1, max(rows) + 1)) - rows.keys())
     if gaps or 0 in rows:
         first = [f"{split}-{g:04d}" for g in gaps] or [f"{split}-0000 is there"]
-        _add(
+        schema.add_problem(
             problems,
             where,
             f"rows are not 1..{max(rows)}: {len(gaps)} missing "
-            f"({shorten(first, most=5)})",
+            f"({schema.shorten(first, most=5)})",
             "a picture for every row",
         )
     numbers = [rows[r][0] for r in sorted(rows)]
     if (np.diff(numbers) <= 0).any():
         at = sorted(rows)[int(np.argmax(np.diff(numbers) <= 0)) + 1]
-        _add(
+        schema.add_problem(
             problems,
             where,
             f"row {at:04d} has NSD number {rows[at][0]:05d} after a number as "
@@ -590,7 +453,7 @@ def _list_pictures(
 
 
 def _surface(
-    folder: pathlib.Path, source: pathlib.Path, problems: list[Problem]
+    folder: pathlib.Path, source: pathlib.Path, problems: list[schema.Problem]
 ) -> Surface:
     """`read_surface`, adding to the problems; no vertices if the masks are faulty."""
     files, positions, before = [], [], len(problems)
@@ -618,9 +481,9 @@ def _surface(
         files += read
         for name, column in labels.items():
             if name in columns or name in empty:
-                _add(
+                schema.add_problem(
                     problems,
-                    _inside(folder / f"mapping_{area}.npy", source),
+                    schema.inside(folder / f"mapping_{area}.npy", source),
                     f"region {name} occurs in two classes",
                     "distinct names",
                 )
@@ -637,15 +500,15 @@ def _surface(
 
 
 def _read_mask(
-    file: pathlib.Path, source: pathlib.Path, problems: list[Problem]
+    file: pathlib.Path, source: pathlib.Path, problems: list[schema.Problem]
 ) -> np.ndarray:
     """Vertices of one hemisphere's mask, (vertices,) int64."""
-    array = open_npy(file, source, problems)
+    array = schema.open_npy(file, source, problems)
     if array is None:
         return np.zeros(0, np.int64)
-    where = _inside(file, source)
+    where = schema.inside(file, source)
     if array.shape != (NUM_VERTICES,) or array.dtype.kind not in "biuf":
-        _add(
+        schema.add_problem(
             problems,
             where,
             f"{array.dtype} {array.shape}",
@@ -654,9 +517,14 @@ def _read_mask(
         return np.zeros(0, np.int64)
     if not np.isin(array, (0, 1)).all():
         values = [f"{v:g}" for v in np.unique(array)]
-        _add(problems, where, f"values {shorten(values, most=6)}", "a mask of 0 and 1")
+        schema.add_problem(
+            problems,
+            where,
+            f"values {schema.shorten(values, most=6)}",
+            "a mask of 0 and 1",
+        )
     elif not array.any():
-        _add(problems, where, "0 vertices", "at least one")
+        schema.add_problem(problems, where, "0 vertices", "at least one")
     return np.flatnonzero(array == 1)
 
 
@@ -676,7 +544,7 @@ def _read_labels(
     area: str,
     counts: tuple[int, int],
     source: pathlib.Path,
-    problems: list[Problem],
+    problems: list[schema.Problem],
 ) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
     """Regions of one class: (V,) bool by name, and the files read."""
     mapping = folder / f"mapping_{area}.npy"
@@ -684,41 +552,48 @@ def _read_labels(
     absent = [f for f in (mapping, *files) if not f.is_file()]
     if absent:
         problems += [
-            Problem(_inside(f, source), "no such file", f"all files of class {area}")
+            schema.Problem(
+                schema.inside(f, source), "no such file", f"all files of class {area}"
+            )
             for f in absent
         ]
         return {}, []
     try:
         names = unpickle.read_mapping(mapping)
     except errors.InputError as error:
-        _add(problems, _inside(mapping, source), str(error), "a mapping of ROI names")
+        schema.add_problem(
+            problems,
+            schema.inside(mapping, source),
+            str(error),
+            "a mapping of ROI names",
+        )
         return {}, []
     prefix = "" if area in PLAIN_CLASSES else f"{area}:"
     wanted = {number: prefix + name for number, name in names.items() if number > 0}
     values = []
     for file, num in zip(files, counts, strict=True):
-        array = open_npy(file, source, problems)
+        array = schema.open_npy(file, source, problems)
         if array is None:
             continue
-        where = _inside(file, source)
+        where = schema.inside(file, source)
         unknown: list[Any] = []
         if array.shape == (num,) and array.dtype.kind in "iuf":
             found = np.unique(array)
             unknown = [v for v in found.tolist() if v not in {0, -1, *wanted}]
             values.append(array)
         else:
-            _add(
+            schema.add_problem(
                 problems,
                 where,
                 f"{array.dtype} {array.shape}",
                 f"int ({num},), as the mask",
             )
         if unknown:
-            _add(
+            schema.add_problem(
                 problems,
                 where,
-                f"labels without a name: {shorten([f'{v:g}' for v in unknown])}",
-                f"labels of {mapping.name}: {shorten([str(k) for k in wanted])}",
+                f"labels without a name: {schema.shorten([f'{v:g}' for v in unknown])}",
+                f"labels of {mapping.name}: {schema.shorten([str(k) for k in wanted])}",
             )
     if len(values) < len(files):
         return {}, []
@@ -741,7 +616,7 @@ def _read_subject(
         parts.append(("test", folder.test))
     num_rows = sum(len(images) for _, images in parts)
     responses = np.empty((num_rows, len(surface.position)), np.float32)
-    problems: list[Problem] = []
+    problems: list[schema.Problem] = []
     files = list(surface.files)
     row = 0
     dtypes = set()
@@ -756,14 +631,16 @@ def _read_subject(
             file = _fmri(path, part, hemisphere)
             array = np.lib.format.open_memmap(file, mode="r")
             dtypes.add(str(array.dtype.newbyteorder("=")))
-            _copy(array, responses[rows, columns], _inside(file, source), problems)
+            _copy(
+                array, responses[rows, columns], schema.inside(file, source), problems
+            )
             files.append(file)
-    raise_problems(source, problems, _ACTION)
+    schema.raise_problems(source, problems, _ACTION)
     image_id = [i for _, images in parts for i in images]
     splits = np.array([split(i) for i in image_id])
     ncsnr, ceilings = _read_ncsnr(folder)
-    constant = num_constant(responses, splits == "train")
-    sources += [describe(file, source) for file in files + ceilings]
+    constant = schema.num_constant(responses, splits == "train")
+    sources += [schema.describe(file, source) for file in files + ceilings]
     num = {s: int((splits == s).sum()) for s in ("train", "val", "test")}
     if not num["train"]:
         raise errors.InputError(
@@ -828,10 +705,10 @@ def _read_subject(
 
 
 def _copy(
-    array: np.ndarray, target: np.ndarray, where: str, problems: list[Problem]
+    array: np.ndarray, target: np.ndarray, where: str, problems: list[schema.Problem]
 ) -> None:
     """Copies in blocks of rows and looks for values that are no numbers."""
-    step = max(1, _BLOCK // max(1, array[:1].nbytes))
+    step = max(1, schema.BLOCK // max(1, array[:1].nbytes))
     bad, first = 0, ""
     for start in range(0, len(array), step):
         block = target[start : start + step]
@@ -845,34 +722,9 @@ def _copy(
                 f"row {start + row}, column {column} is {block[row, column]}"
             )
     if bad:
-        _add(
+        schema.add_problem(
             problems, where, f"{bad} values are not finite (first: {first})", "numbers"
         )
-
-
-def num_constant(responses: np.ndarray, rows: np.ndarray) -> int:
-    """How many columns hold one value in all chosen rows.
-
-    Args:
-        responses: (M, V), finite.
-        rows: (M,) bool.
-
-    Returns:
-        Number of constant columns; 0 if no row is chosen.
-
-    Example:
-        >>> num_constant(np.array([[1, 2], [1, 3], [5, 3]]), np.arange(3) < 2)
-        1
-    """
-    chosen = np.flatnonzero(rows)
-    if not len(chosen):
-        return 0
-    same = np.ones(responses.shape[1], bool)
-    step = max(1, _BLOCK // max(1, responses[:1].nbytes))
-    for start in range(0, len(chosen), step):
-        block = responses[chosen[start : start + step]]
-        same &= (block == responses[chosen[0]]).all(0)
-    return int(same.sum())
 
 
 def _read_ncsnr(folder: _Folder) -> tuple[np.ndarray, list[pathlib.Path]]:

@@ -147,7 +147,7 @@ def open_dataset(
 
     The shared pictures are the test split. Of the others a share `val_fraction` is
     for validation: which ones follows from `seed` and the number of the picture
-    alone (`algonauts.share`), whatever subjects and sessions are read.
+    alone (`schema.share`), whatever subjects and sessions are read.
 
     Args:
         source: Folder that holds nsddata, nsddata_betas and nsddata_stimuli.
@@ -173,10 +173,10 @@ def open_dataset(
         errors.ConfigError: If an argument names what does not exist.
     """
     source = pathlib.Path(source)
-    algonauts.check_fractions(val_fraction=val_fraction)
+    schema.check_fractions(val_fraction=val_fraction)
     _check_arguments(source, space, sessions)
     folders = _betas_folders(source, space, betas)
-    chosen = algonauts.choose(list(folders), subjects)
+    chosen = schema.choose(list(folders), subjects)
 
     faults: list[errors.InputError] = []
     experiment = source / "nsddata/experiments/nsd"
@@ -241,12 +241,12 @@ def open_dataset(
     if simulated.is_simulated(source):
         attrs["simulated"] = True
         report.append("these files are simulated, no brain was measured")
-    described = [algonauts.describe(path, source) for path in common]
+    described = [schema.describe(path, source) for path in common]
 
     def split(number: int) -> str:
         if _is_in(design.shared, number):
             return "test"
-        place = algonauts.share(seed, image_id(number))
+        place = schema.share(seed, image_id(number))
         return "val" if place >= 1 - val_fraction else "train"
 
     def read_subjects() -> Iterator[schema.Subject]:
@@ -293,7 +293,7 @@ def _raise(source: pathlib.Path, faults: list[errors.InputError]) -> None:
         raise kind(
             source,
             "",
-            f"{len(faults)} faults: {algonauts.shorten(texts, ' ')}",
+            f"{len(faults)} faults: {schema.shorten(texts, ' ')}",
             "NSD's files, complete and of one release",
             "Mend all of these.",
         )
@@ -326,7 +326,7 @@ def _check_arguments(
             source,
             "",
             f"no folder {', '.join(lacking)} "
-            f"(found: {algonauts.shorten(found, most=8) or 'nothing'})",
+            f"(found: {schema.shorten(found, most=8) or 'nothing'})",
             "the top folder of NSD",
             "Give the folder that holds nsddata, nsddata_betas and nsddata_stimuli.",
         )
@@ -349,7 +349,7 @@ def _betas_folders(
         raise errors.MissingInputError(
             root,
             f"subj*/{space}/{betas}",
-            f"no such folder (found: {algonauts.shorten(others) or 'nothing'})",
+            f"no such folder (found: {schema.shorten(others) or 'nothing'})",
             "betas of one subject or more",
             "Pass --space and --betas as they are on disk.",
         )
@@ -667,7 +667,7 @@ def _find_sessions(
         raise errors.MissingInputError(
             folder,
             "",
-            f"no betas (found: {algonauts.shorten(names, most=8) or 'nothing'})",
+            f"no betas (found: {schema.shorten(names, most=8) or 'nothing'})",
             "betas_session01.hdf5, .nii.gz or .mat; on fsaverage lh. and rh. .mgh",
             "Download the betas, or leave the subject out (--subjects).",
         )
@@ -1051,7 +1051,7 @@ def _read_mask(
             part = int((data != np.round(data)).sum())
             found = f"mask holds {part} partial values, {values[0]:g}..{values[-1]:g}"
             raise fault(found, "0 and 1", "Apply a threshold and save the result.")
-        listed = algonauts.shorten([f"{v:g}" for v in values], most=8)
+        listed = schema.shorten([f"{v:g}" for v in values], most=8)
         raise fault(f"mask holds {{{listed}}}", "0 and 1", "Save one label as 1.")
     if values[-1] < 1:
         raise fault("mask has 0 voxels", "one or more", "Choose another mask.")
@@ -1395,9 +1395,9 @@ def _read_subject(
         "ncsnr": "as distributed" if plan.has_ncsnr else "not on disk",
         "regions_without_voxels": empty,
     }
-    sources += [algonauts.describe(p, source) for p in plan.paths]
+    sources += [schema.describe(p, source) for p in plan.paths]
     used = [p for session in plan.sessions.values() for p in session]
-    sources += [algonauts.describe(p, source) for p in used]
+    sources += [schema.describe(p, source) for p in used]
     report += _report_lines(plan, repeats, splits, attrs, ncsnr, num)
     return schema.Subject(
         f"nsd-{plan.name}",
@@ -1484,7 +1484,7 @@ def _report_lines(
     if empty:
         lines.append(
             f"{name}: {len(empty)} regions have no voxel in the mask and are left "
-            f"out: {algonauts.shorten(empty, most=8)}"
+            f"out: {schema.shorten(empty, most=8)}"
         )
     for part in ("train", "test"):
         if not (splits == part).any():

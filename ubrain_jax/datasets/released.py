@@ -51,7 +51,7 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     RuntimeError,  # encrypted
-    *algonauts.NOT_NPY,
+    *schema.NOT_NPY,
 )
 
 
@@ -102,7 +102,7 @@ def open_dataset(
         subjects: For example ("subj01",); all by default.
         val_fraction: Share of the pictures outside the test split for validation,
             0..1; None takes the rows named in the file, or 5 % if it names none.
-        seed: Of the share (`algonauts.share`).
+        seed: Of the share (`schema.share`).
 
     Returns:
         The dataset; subjects are called "nsd-subj01", images "nsd/00013". Reading a
@@ -116,21 +116,21 @@ def open_dataset(
     """
     source = pathlib.Path(source)
     if val_fraction is not None:
-        algonauts.check_fractions(val_fraction=val_fraction)
+        schema.check_fractions(val_fraction=val_fraction)
     path = _find(source, (FILE,), "the authors' responses")
     image_path = _find(
         path.parent if images is None else pathlib.Path(images),
         IMAGE_FILES,
         "the pictures, (73000, 224, 224, 3) uint8",
     )
-    problems: list[algonauts.Problem] = []
+    problems: list[schema.Problem] = []
     arrays = _headers(path, problems)
     tables = _read_tables(path, arrays, problems)
     pictures = _open_pictures(image_path, tables.num_images, problems)
-    algonauts.raise_problems(path, problems, _ACTION)
+    schema.raise_problems(path, problems, _ACTION)
 
     known = [f"subj{s + 1:02d}" for s in range(len(tables.num_voxels))]
-    chosen = algonauts.choose(known, subjects)
+    chosen = schema.choose(known, subjects)
     surfaces = _find_surfaces(path, masks, chosen, tables)
     report: list[str] = []
     fraction = val_fraction
@@ -144,7 +144,7 @@ def open_dataset(
             f"validation split: {fraction:.1%} of the pictures by seed {seed}{why}"
         )
     sources = [
-        algonauts.describe(p, path.parent)
+        schema.describe(p, path.parent)
         for p in (path, path.parent / NUM_VOXELS_FILE, image_path)
         if p.is_file()
     ]
@@ -153,9 +153,7 @@ def open_dataset(
         for name in chosen:
             surface = surfaces.get(name)
             if surface is not None:
-                sources.extend(
-                    algonauts.describe(f, path.parent) for f in surface.files
-                )
+                sources.extend(schema.describe(f, path.parent) for f in surface.files)
             number = known.index(name)
             yield _read_subject(
                 path, arrays, tables, number, surface, fraction, seed, report
@@ -193,9 +191,7 @@ def _find(place: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
     )
 
 
-def _headers(
-    path: pathlib.Path, problems: list[algonauts.Problem]
-) -> dict[str, _Array]:
+def _headers(path: pathlib.Path, problems: list[schema.Problem]) -> dict[str, _Array]:
     """Shapes and types of the arrays in the archive; pickles are left out."""
     arrays: dict[str, _Array] = {}
     name = ""
@@ -206,7 +202,7 @@ def _headers(
                 name = info.filename.removesuffix(".npy")
                 if name in arrays:
                     problems.append(
-                        algonauts.Problem(name, "is twice in the archive", "once")
+                        schema.Problem(name, "is twice in the archive", "once")
                     )
                 elif name in (*_NEEDED, *_NUM_VOXELS, *_OPTIONAL):
                     arrays[name] = _header(archive, info, problems)
@@ -219,7 +215,7 @@ def _headers(
             path,
             "",
             f"no {', '.join(missing)} (found: "
-            f"{algonauts.shorten(found, most=12) or 'nothing'})",
+            f"{schema.shorten(found, most=12) or 'nothing'})",
             f"the arrays of {FILE}",
             "Give the file that the released scripts write.",
         )
@@ -227,7 +223,7 @@ def _headers(
 
 
 def _header(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, problems: list[algonauts.Problem]
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, problems: list[schema.Problem]
 ) -> _Array:
     """Reads the .npy header of one member and checks the sizes it declares."""
     name = info.filename.removesuffix(".npy")
@@ -259,7 +255,7 @@ def _header(
         expected = f"at most {_RATIO} times as many"
     else:
         return array
-    problems.append(algonauts.Problem(name, found, expected))
+    problems.append(schema.Problem(name, found, expected))
     return array
 
 
@@ -309,10 +305,10 @@ def _stream(
 def _read_tables(
     path: pathlib.Path,
     arrays: dict[str, _Array],
-    problems: list[algonauts.Problem],
+    problems: list[schema.Problem],
 ) -> _Tables:
     """Reads the small arrays and checks that all shapes fit together."""
-    algonauts.raise_problems(path, problems, _ACTION)  # nothing to compare with
+    schema.raise_problems(path, problems, _ACTION)  # nothing to compare with
     small = {
         name: _read_small(path, name, array)
         for name, array in arrays.items()
@@ -320,7 +316,7 @@ def _read_tables(
     }
 
     def fault(where: str, found: str, expected: str) -> None:
-        problems.append(algonauts.Problem(where, found, expected))
+        problems.append(schema.Problem(where, found, expected))
 
     num_voxels, num_left = _read_num_voxels(path, small, problems)
     num_single, widest = arrays["single_sub_fmri"].shape
@@ -378,14 +374,14 @@ def _read_tables(
 def _read_num_voxels(
     path: pathlib.Path,
     small: dict[str, np.ndarray],
-    problems: list[algonauts.Problem],
+    problems: list[schema.Problem],
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Vertices of each subject, (S,), and of its left hemisphere if known."""
     tables = {n: small[n] for n in _NUM_VOXELS if n in small}
     beside = path.parent / NUM_VOXELS_FILE
     if beside.is_file():
-        array = algonauts.open_npy(beside, path.parent, problems)
-        algonauts.raise_problems(path.parent, problems, _ACTION)
+        array = schema.open_npy(beside, path.parent, problems)
+        schema.raise_problems(path.parent, problems, _ACTION)
         tables[NUM_VOXELS_FILE] = np.array(array)
     if not tables:
         raise errors.MissingInputError(
@@ -414,7 +410,7 @@ def _read_num_voxels(
     for name, other in others:
         if total.tolist() != other.tolist():
             problems.append(
-                algonauts.Problem(
+                schema.Problem(
                     name, f"counts {other.tolist()}", f"{total.tolist()}, as {first}"
                 )
             )
@@ -422,7 +418,7 @@ def _read_num_voxels(
 
 
 def _from_zero(
-    subject: np.ndarray, num: int, problems: list[algonauts.Problem]
+    subject: np.ndarray, num: int, problems: list[schema.Problem]
 ) -> np.ndarray:
     """Subject numbers from 0; the file may count from 0 or from 1.
 
@@ -439,7 +435,7 @@ def _from_zero(
         expected = f"a row of the first subject (0) or of the last ({num})"
     else:
         return subject.astype(np.int64) - (1 if high == num else 0)
-    problems.append(algonauts.Problem("single_sub", found, expected))
+    problems.append(schema.Problem("single_sub", found, expected))
     return np.zeros(0, np.int64)
 
 
@@ -447,7 +443,7 @@ def _read_val(
     small: dict[str, np.ndarray],
     num_single: int,
     single_id: np.ndarray,
-    problems: list[algonauts.Problem],
+    problems: list[schema.Problem],
 ) -> np.ndarray | None:
     """(J,) bool: rows held out for validation; None if the file names none."""
     rows = small.get("val_single_ind")
@@ -458,14 +454,14 @@ def _read_val(
         val |= rows
     elif rows.ndim != 1 or rows.dtype.kind not in "iu":
         problems.append(
-            algonauts.Problem(
+            schema.Problem(
                 "val_single_ind", f"{rows.dtype} {rows.shape}", "a list of row numbers"
             )
         )
         return None
     elif len(rows) and (rows.min() < 0 or rows.max() >= num_single):
         problems.append(
-            algonauts.Problem(
+            schema.Problem(
                 "val_single_ind",
                 f"rows {rows.min()}..{rows.max()}",
                 f"0..{num_single - 1}, rows of single_sub_fmri",
@@ -479,7 +475,7 @@ def _read_val(
         named = np.unique(ids)
         if named.tolist() != single_id[val].tolist():
             problems.append(
-                algonauts.Problem(
+                schema.Problem(
                     "val_single_ind",
                     f"{val.sum()} pictures, not those of val_global_ind ({len(named)})",
                     "the same pictures",
@@ -489,24 +485,24 @@ def _read_val(
 
 
 def _open_pictures(
-    path: pathlib.Path, num: int, problems: list[algonauts.Problem]
+    path: pathlib.Path, num: int, problems: list[schema.Problem]
 ) -> np.ndarray:
     """Maps the pictures into memory, (73000, y, x, 3) uint8."""
-    found = algonauts.open_npy(path, path.parent, problems)
+    found = schema.open_npy(path, path.parent, problems)
     if found is None:
         return np.zeros((0, 1, 1, 3), np.uint8)
     shape, where = found.shape, path.name
     if found.dtype != np.uint8 or len(shape) != 4 or 3 not in shape[1::2]:
         problems.append(
-            algonauts.Problem(where, f"{found.dtype} {shape}", "uint8 (N, y, x, 3)")
+            schema.Problem(where, f"{found.dtype} {shape}", "uint8 (N, y, x, 3)")
         )
     elif shape[3] != 3:
         problems.append(
-            algonauts.Problem(where, f"{shape} looks channels-first", "(N, y, x, 3)")
+            schema.Problem(where, f"{shape} looks channels-first", "(N, y, x, 3)")
         )
     elif num and shape[0] != num:
         problems.append(
-            algonauts.Problem(where, f"{shape[0]} pictures", f"{num}, as type_sample")
+            schema.Problem(where, f"{shape[0]} pictures", f"{num}, as type_sample")
         )
     return found
 
@@ -657,14 +653,14 @@ def _read_subject(
     if fraction is None and tables.val is not None:
         split[:num_single][tables.val[single.kept]] = "val"
     elif fraction is not None:
-        places = [algonauts.share(seed, i) for i in image_id[:num_single]]
+        places = [schema.share(seed, i) for i in image_id[:num_single]]
         split[:num_single][np.array(places) >= 1 - fraction] = "val"
     counts = {s: int((split == s).sum()) for s in ("train", "val", "test")}
     if not counts["train"]:
         raise errors.InputError(
             path, name, "0 pictures in the training split", "at least one", _ACTION
         )
-    constant = algonauts.num_constant(responses, split == "train")
+    constant = schema.num_constant(responses, split == "train")
     left = None if tables.num_left is None else int(tables.num_left[number])
     attrs: dict[str, Any] = {
         "dataset": "nsd",
