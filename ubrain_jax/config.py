@@ -27,6 +27,9 @@ class Data:
     crowd: tuple[str, ...] = ()
     # Subjects to use, by name; empty: all subjects of all stores.
     subjects: tuple[str, ...] = ()
+    # Pictures of each subject to use for training and validation, a choice by
+    # train.seed; a smaller number is part of a larger one. None: all.
+    num_images: int | None = None
     # Images in a training batch, over all devices.
     batch_images: int = 32
     # Voxels drawn for each image, without replacement.
@@ -107,6 +110,9 @@ class Train:
     seed: int = 0
     # Score the validation images every so many steps; 0: never.
     eval_every_steps: int = 2000
+    # The weights that are evaluated: of the 'last' step, or of the 'best' validation
+    # (highest mean over subjects of the median correlation).
+    select: str = "last"
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
     log_every_steps: int = 50
@@ -230,10 +236,11 @@ def from_dict(given: dict[str, Any], file: str) -> Experiment:
                 faults.append(f"{name}.{key} is {value!r}, not {error}")
         sections[name] = cast(type, field.type)(**values)
     # A command line cannot say None, with which to leave a preset's epochs for steps.
-    train = sections["train"]
+    train, data = sections["train"], sections["data"]
     sections["train"] = dataclasses.replace(
         train, steps=train.steps or None, epochs=train.epochs or None
     )
+    sections["data"] = dataclasses.replace(data, num_images=data.num_images or None)
     experiment = Experiment(**sections)
     if not faults:
         faults = _out_of_range(experiment)
@@ -368,7 +375,20 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
                 ("loss.kind", e.loss.kind, ("paper", "released")),
                 ("optim.schedule", e.optim.schedule, ("constant", "cosine")),
+                ("train.select", e.train.select, ("last", "best")),
             )
+        ),
+        (
+            "data.num_images",
+            e.data.num_images,
+            e.data.num_images is None or e.data.num_images >= 4,
+            "4 or more (some are for validation)",
+        ),
+        (
+            "train.select",
+            e.train.select,
+            e.train.select == "last" or e.train.eval_every_steps > 0,
+            "'best' with train.eval_every_steps above 0",
         ),
         (
             "adapter.alpha",

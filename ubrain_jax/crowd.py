@@ -605,7 +605,8 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
     _refuse_leaks(opened, opened.image_id, "id")
     if len(paths) > 1:
         _refuse_clashes(opened, renumber)
-        _refuse_leaks(opened, _content(opened), "content")
+        everything = np.arange(len(ids))
+        _refuse_leaks(opened, content(opened, everything), "content")
     return opened
 
 
@@ -843,16 +844,65 @@ def _refuse_clashes(crowd: Crowd, renumber: Sequence[np.ndarray]) -> None:
                 )
 
 
-def _content(crowd: Crowd) -> list[bytes]:
-    """Hash of each picture's pixels; ids of several stores may differ for one."""
+def content(crowd: Crowd, rows: np.ndarray) -> list[str]:
+    """Sha256 of the stored pixels of pictures, rows (B,) of `Crowd.image_id`."""
     hashes = []
-    rows = range(0, len(crowd.image_id), 256)
-    for start in tqdm.tqdm(rows, desc="compare pictures of the stores", disable=None):
-        block = read_pictures(
-            crowd, np.arange(start, min(start + 256, len(crowd.image_id)))
-        )
-        hashes += [hashlib.sha256(p.tobytes()).digest() for p in block]
+    starts = range(0, len(rows), 256)
+    for start in tqdm.tqdm(starts, desc="hash pictures", disable=None):
+        block = read_pictures(crowd, rows[start : start + 256])
+        hashes += [hashlib.sha256(p.tobytes()).hexdigest() for p in block]
     return hashes
+
+
+def with_images(crowd: Crowd, num_images: int | None, seed: int) -> Crowd:
+    """The crowd with a seeded choice of each subject's training pictures.
+
+    Train and val pictures of a subject are put in an order that depends on the seed
+    and their ids alone; the first `num_images` stay, a tenth of them (3 or more) as
+    val, the others get the split "unused". So 50 pictures are part of 100 of the same
+    seed, for whatever is trained on them. Test pictures stay.
+
+    Args:
+        crowd: Open stores.
+        num_images: Pictures of each subject to keep, val among them; None: all, in
+            the splits of the store.
+        seed: Of the choice.
+
+    Raises:
+        errors.ConfigError: If a subject has fewer.
+    """
+    if num_images is None:
+        return crowd
+    short, subjects = [], []
+    for subject in crowd.subjects:
+        pool = np.flatnonzero(np.isin(subject.split, ("train", "val")))
+        places = [schema.share(seed, crowd.image_id[i]) for i in subject.image[pool]]
+        chosen = pool[np.argsort(places, kind="stable")][:num_images]
+        if len(chosen) < num_images:
+            short.append(f"{subject.name} has {len(pool)}")
+        split = np.where(subject.split == "test", "test", "unused").astype("<U6")
+        split[chosen] = "train"
+        split[chosen[_val_places(len(chosen))]] = "val"
+        subjects.append(subject._replace(split=split))
+    if short:
+        raise errors.ConfigError(
+            "num_images",
+            "",
+            f"{num_images} pictures, but {'; '.join(short)} to train on",
+            "no more than every subject has",
+            "Take a smaller number, or leave it out to use all.",
+        )
+    return crowd._replace(subjects=tuple(subjects))
+
+
+def _val_places(count: int) -> np.ndarray:
+    """Places of the val pictures among `count`: 0, 10, 20, ... and 3 or more.
+
+    Example:
+        >>> _val_places(45).tolist(), _val_places(8).tolist()
+        ([0, 10, 20, 30, 40], [0, 1, 2])
+    """
+    return np.arange(3) if count <= 20 else np.arange(0, count, 10)
 
 
 def read_pictures(crowd: Crowd, rows: np.ndarray) -> np.ndarray:

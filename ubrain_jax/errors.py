@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 EXIT_USAGE = 64
 EXIT_BAD_DATA = 65
@@ -81,6 +82,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {', '.join(lowered[k] for k in close)}?"
     return f"Known: {', '.join(known)}."
+
+
+def check_flags(argv: list[str], *needed: Any) -> None:
+    """Refuses words without -- and absent flags.
+
+    Args:
+        argv: What `run_command` passes on.
+        needed: Holders of absl flags that must have a value.
+
+    Raises:
+        ConfigError: Naming the first one.
+    """
+    if len(argv) > 1:
+        raise ConfigError(
+            argv[1], "", "an argument without --", "flags only", "Write --flag=value."
+        )
+    for flag in needed:
+        if not flag.value:
+            raise ConfigError(
+                f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
+            )
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:

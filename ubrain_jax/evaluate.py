@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 import xarray
@@ -43,14 +42,17 @@ class Predictor:
         def features(params, frozen, pictures):
             return nnx.merge(graph, params, frozen).features(pictures)
 
-        def respond(params, frozen, features, stripe, row):
+        def respond(params, frozen, features, embeddings):
             model = nnx.merge(graph, params, frozen)
-            chunk = model.table[...][stripe, row]  # (n, E)
-            wide = jnp.broadcast_to(chunk[None], (len(features), *chunk.shape))
-            return model.respond(features, wide, None)
+            return model.respond_all(features, embeddings, None)
+
+        def respond_rows(params, frozen, features, stripe, row):
+            rows = params["table"][stripe, row]  # (n, E)
+            return respond(params, frozen, features, rows)
 
         self._features = jax.jit(features, out_shardings=everywhere)
         self._respond = jax.jit(respond, out_shardings=everywhere)
+        self._respond_rows = jax.jit(respond_rows, out_shardings=everywhere)
 
     def features(
         self, params: Any, rows: np.ndarray, *, quiet: bool = True
@@ -82,25 +84,38 @@ class Predictor:
         """Features (M, L, P, C), global voxels (n,) -> predictions (M, n) float32."""
         run = self.run
         stripes = run.experiment.data.stripes
-        stripe, row = encoder.table_rows(voxel, run.stores.num_voxels, stripes)
-        chunk = min(self._chunk, _round_up(len(voxel), run.mesh.shape["voxel"]))
-        out = np.empty((len(features), len(voxel)), np.float32)
+        where = encoder.table_rows(voxel, run.stores.num_voxels, stripes)
+        return self._stream(self._respond_rows, params, features, where, quiet)
+
+    def of_embeddings(
+        self, params: Any, features: np.ndarray, embeddings: np.ndarray
+    ) -> np.ndarray:
+        """Features (M, L, P, C), embeddings (n, E) -> predictions (M, n) float32.
+
+        For voxels that are not in the table of `params`.
+        """
+        return self._stream(self._respond, params, features, (embeddings,), True)
+
+    def _stream(
+        self, respond: Any, params: Any, features: np.ndarray, columns: tuple, quiet
+    ) -> np.ndarray:
+        """Pictures by blocks, and for each the voxels of `columns` by chunks."""
+        run, count = self.run, len(columns[0])
+        chunk = min(self._chunk, _round_up(count, run.mesh.shape["voxel"]))
+        out = np.empty((len(features), count), np.float32)
         starts = range(0, len(features), self._batch)
         for start in tqdm.tqdm(starts, desc="voxels", disable=quiet or None):
-            part = features[start : start + self._batch]
-            padded = np.concatenate(
-                [part, np.zeros((self._batch - len(part), *part.shape[1:]), part.dtype)]
-            )
+            part = np.asarray(features[start : start + self._batch])
+            padded = np.zeros((self._batch, *part.shape[1:]), part.dtype)
+            padded[: len(part)] = part
             padded = sharding.put(run.mesh, sharding.REPLICATED, padded)
-            for first in range(0, len(voxel), chunk):
+            for first in range(0, count, chunk):
                 some = slice(first, first + chunk)
-                where = [np.resize(x[some], chunk) for x in (stripe, row)]
-                placed = [sharding.put(run.mesh, sharding.TABLE, w) for w in where]
-                block = np.asarray(
-                    self._respond(params, run.parts.frozen, padded, *placed)
-                )
-                count = len(stripe[some])
-                out[start : start + len(part), some] = block[: len(part), :count]
+                own = [np.resize(x[some], (chunk, *x.shape[1:])) for x in columns]
+                placed = [sharding.put(run.mesh, sharding.TABLE, x) for x in own]
+                block = np.asarray(respond(params, run.parts.frozen, padded, *placed))
+                size = len(columns[0][some])
+                out[start : start + len(part), some] = block[: len(part), :size]
         return out
 
 
@@ -205,7 +220,11 @@ def score_subject(
 
 
 def evaluate(
-    run: experiments.Run, params: Any, workdir: str, step: int
+    run: experiments.Run,
+    params: Any,
+    workdir: str,
+    step: int,
+    predictor: Predictor | None = None,
 ) -> dict[str, Any]:
     """Scores all subjects and writes metrics.json, voxels/*.zarr and report.html.
 
@@ -214,12 +233,13 @@ def evaluate(
         params: Trainable weights.
         workdir: Where to write.
         step: Steps that the weights were trained for.
+        predictor: Of a run with the same pictures and voxels, compiled before.
 
     Returns:
         The content of metrics.json.
     """
     began = time.monotonic()
-    predictor = Predictor(run)
+    predictor = predictor or Predictor(run)
     out = pathlib.Path(workdir)
     (out / "voxels").mkdir(parents=True, exist_ok=True)
     tests = [subject.samples("test") for subject in run.stores.subjects]

@@ -29,6 +29,7 @@ def prepare_run(experiment: config.Experiment, devices: list[Any] | None = None)
     """
     data, settings = experiment.data, experiment.backbone
     stores = crowd.open_crowd(data.crowd, data.subjects)
+    stores = crowd.with_images(stores, data.num_images, experiment.train.seed)
     if stores.image_px != settings.image_px:
         raise errors.ConfigError(
             "backbone.image_px",

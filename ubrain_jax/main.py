@@ -7,7 +7,6 @@ The same command resumes an interrupted run. --mode=evaluate scores the newest
 checkpoint of a workdir and trains nothing.
 """
 
-import contextlib
 import os
 import pathlib
 import sys
@@ -16,7 +15,15 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ubrain_jax import config, crowd, errors, evaluate, experiments, optim, train
+from ubrain_jax import (
+    checkpoint,
+    config,
+    errors,
+    evaluate,
+    experiments,
+    optim,
+    train,
+)
 from ubrain_jax.maps import report
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,40 +39,10 @@ _MODE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    if len(argv) > 1:
-        raise errors.ConfigError(
-            argv[1], "", "an argument without --", "flags only", "Write --flag=value."
-        )
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            raise errors.ConfigError(
-                f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
-            )
+    errors.check_flags(argv, _CONFIG, _WORKDIR)
     experiment = config.parse(_CONFIG.value, "--config")
     workdir = pathlib.Path(str(_WORKDIR.value))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.OutputError(
-            workdir,
-            "",
-            str(error),
-            "a folder that can be written",
-            "Choose another --workdir.",
-        ) from error
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(crowd.locked(workdir))
-        except BlockingIOError as error:
-            raise errors.OutputError(
-                workdir,
-                "",
-                "another process works in it",
-                "a workdir of its own for each run",
-                "Wait for the other run, or choose another --workdir.",
-            ) from error
-        except OSError as error:  # a file system without locks
-            print(f"note: {workdir} cannot be locked ({error}); run one job in it")
+    with checkpoint.own_workdir(str(workdir)):
         return _run(experiment, workdir)
 
 
@@ -103,7 +80,8 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
     except train.NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    result = evaluate.evaluate(run, state.params, str(workdir), int(state.step))
+    params, step = train.chosen_weights(run, state, str(workdir))
+    result = evaluate.evaluate(run, params, str(workdir), step)
     print(report.score_table(result))
     for line in result["warnings"]:
         print(f"note: {line}")

@@ -130,16 +130,7 @@ def without_pictures(dataset: schema.Dataset, ids: set[str]) -> schema.Dataset:
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    if len(argv) > 1:
-        raise errors.ConfigError(
-            argv[1], "", "an argument without --", "flags only", "Write --flag=value."
-        )
-    needed = [_DATASET, _SOURCE] + ([] if _CHECK.value else [_OUT])
-    for flag in needed:
-        if not flag.value:
-            raise errors.ConfigError(
-                f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
-            )
+    errors.check_flags(argv, _DATASET, _SOURCE, *([] if _CHECK.value else [_OUT]))
     for name, datasets in _KNOWN_BY.items():
         if flags.FLAGS[name].present and _DATASET.value not in datasets:
             raise errors.ConfigError(

@@ -2,7 +2,8 @@
 
 Order in the loop, which resuming relies on: (1) take the batch of this step,
 (2) run the step, (3) check the loss of the step before, (4) log, (5) score the
-validation images, (6) save. Nothing here depends on the clock but the speed shown.
+validation images and keep the weights if they are the best, (6) save. Nothing here
+depends on the clock but the speed shown.
 """
 
 import contextlib
@@ -231,8 +232,12 @@ def train(run: experiments.Run, workdir: str) -> State:
     meta = meta_of(run)
     text = json.dumps(meta["config"], indent=1) + "\n"
     evaluate.write_text(pathlib.Path(workdir) / "config.json", text)
+    _write_trained_on(run, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(manager))
+        keep_best = None
+        if settings.select == "best":
+            keep_best = stack.enter_context(contextlib.closing(_Best(workdir)))
         if start >= steps:
             print(f"already at step {start} of {steps}; nothing to train")
             return state
@@ -296,6 +301,8 @@ def train(run: experiments.Run, workdir: str) -> State:
                 if scores:
                     log.write(step=done, loss=float(loss), **scores)
                     progress.write(f"step {done}: {_in_words(scores)}")
+                if keep_best is not None:
+                    keep_best.offer(scores, done, state.params, meta)
                 shown, since = time.monotonic(), done
             if done % settings.checkpoint_every_steps == 0 or done == steps:
                 check(loss, done)
@@ -303,6 +310,64 @@ def train(run: experiments.Run, workdir: str) -> State:
                 checkpoint.save(manager, done, state, meta)
         manager.wait_until_finished()
     return state
+
+
+def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[Any, int]:
+    """The weights to evaluate and their step: the last, or the best by validation.
+
+    Raises:
+        errors.MissingInputError: If the best are wanted and no validation has run.
+    """
+    if run.experiment.train.select == "last":
+        return state.params, int(state.step)
+    params, _, step = checkpoint.read_params(workdir, "best")
+    place = lambda new, like: jax.device_put(new, like.sharding)  # noqa: E731
+    return jax.tree.map(place, params, state.params), step
+
+
+class _Best:
+    """best/: the weights of the highest validation score so far."""
+
+    def __init__(self, workdir: str):
+        self._manager = checkpoint.open_manager(workdir, 1, "best")
+        step = self._manager.latest_step()
+        self._score = -np.inf
+        if step is not None:
+            self._score = checkpoint.read_meta(self._manager, step)["val_score"]
+
+    def offer(
+        self, scores: dict[str, Any], step: int, params: Any, meta: dict[str, Any]
+    ) -> None:
+        """Keeps the weights of a step if its mean score over subjects is higher.
+
+        A subject without a defined score counts as 0, so that it is not better to
+        have none.
+        """
+        medians = [v for k, v in scores.items() if k.startswith("val_median_r/")]
+        score = float(np.mean([v or 0.0 for v in medians])) if medians else -np.inf
+        if score > self._score:
+            self._score = score
+            weights = {"params": params}
+            checkpoint.save(self._manager, step, weights, {**meta, "val_score": score})
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _write_trained_on(run: experiments.Run, workdir: str) -> None:
+    """trained_on.json: the pictures that shape the weights, for leak checks later."""
+    path = pathlib.Path(workdir) / "trained_on.json"
+    if path.exists():  # a resumed run has the same pictures, checked before
+        return
+    used = np.zeros(len(run.stores.image_id), bool)
+    for subject in run.stores.subjects:
+        used[subject.image[np.isin(subject.split, ("train", "val"))]] = True
+    rows = np.flatnonzero(used)
+    content = crowd.content(run.stores, rows)
+    table = {run.stores.image_id[r]: c for r, c in zip(rows, content, strict=True)}
+    text = json.dumps({"image_sha256": table}) + "\n"
+    evaluate.write_text(path, text)
 
 
 def _in_words(scores: dict[str, float | None]) -> str:

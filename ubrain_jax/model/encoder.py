@@ -61,8 +61,7 @@ class Encoder(nnx.Module):
         )
         embed = experiment.head.embed_dim
         shape = table_shape(num_voxels, experiment.data.stripes, embed)
-        value = jax.random.normal(table_key, shape, jnp.float32)
-        self.table = VoxelEmbedding(value * (0.1 / (2 * math.sqrt(embed))))
+        self.table = VoxelEmbedding(initial_table(table_key, shape))
 
     def features(self, pictures: jax.Array) -> jax.Array:
         """uint8 pictures (B, y, x, 3) -> projected features (B, L, P, C) float32."""
@@ -102,6 +101,29 @@ class Encoder(nnx.Module):
             return jax.vmap(lambda f, e: image(f, e, None))(features, embeddings)
         return jax.vmap(image)(features, embeddings, keys)
 
+    def respond_all(
+        self, features: jax.Array, embeddings: jax.Array, keys: jax.Array | None
+    ) -> jax.Array:
+        """Features (B, L, P, C), the same voxels (N, E) for each -> (B, N).
+
+        As `respond` with the embeddings repeated B times, but what depends on the
+        voxel alone is computed once.
+        """
+
+        def image(features, key):
+            key = None if key is None else key[None]
+            return self.respond(features[None], embeddings[None], key)[0]
+
+        if keys is None:
+            return jax.vmap(lambda f: image(f, None))(features)
+        return jax.vmap(image)(features, keys)
+
+
+def initial_table(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random embeddings: normal with deviation 0.1 / (2 sqrt E)."""
+    deviation = 0.1 / (2 * math.sqrt(shape[-1]))
+    return jax.random.normal(key, shape, jnp.float32) * deviation
+
 
 def table_shape(num_voxels: int, stripes: int, embed_dim: int) -> tuple[int, int, int]:
     """(S, rows, E) with room for every voxel.
@@ -130,6 +152,24 @@ def table_rows(voxel: np.ndarray, num_voxels: int, stripes: int) -> tuple:
             "Check the subjects of the run (data.subjects) against the checkpoint.",
         )
     return voxel % stripes, voxel // stripes
+
+
+def rows_of_table(table: np.ndarray, num_voxels: int) -> np.ndarray:
+    """Table (S, rows, E) -> embeddings (V, E) in the order of global voxels.
+
+    Example:
+        >>> rows_of_table(np.arange(6).reshape(2, 3, 1), 5)[:, 0].tolist()
+        [0, 3, 1, 4, 2]
+    """
+    return np.swapaxes(table, 0, 1).reshape(-1, table.shape[-1])[:num_voxels]
+
+
+def table_of_rows(rows: np.ndarray, stripes: int) -> np.ndarray:
+    """Embeddings (V, E) -> table (S, rows, E), zero where there is no voxel."""
+    shape = table_shape(len(rows), stripes, rows.shape[-1])
+    padded = np.zeros((shape[0] * shape[1], shape[2]), rows.dtype)
+    padded[: len(rows)] = rows
+    return np.swapaxes(padded.reshape(shape[1], shape[0], shape[2]), 0, 1)
 
 
 class Parts(NamedTuple):

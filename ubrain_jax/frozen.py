@@ -1,0 +1,293 @@
+"""A trained encoder without its data: read from a run, attached to a new subject.
+
+`read_encoder` takes the weights out of a run, `attach` makes a run of a new subject
+with them, `features` computes what the frozen part says of each picture, once.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+import tqdm
+
+from ubrain_jax import (
+    checkpoint,
+    config,
+    crowd,
+    errors,
+    evaluate,
+    experiments,
+    sharding,
+)
+from ubrain_jax.model import bundle, encoder
+
+# Share of the memory of the machine that cached features may take.
+_SHARE = 0.25
+
+
+class Trained(NamedTuple):
+    """A trained encoder without its data.
+
+    Attributes:
+        workdir: Where it was read from.
+        experiment: Its settings.
+        shared: Trainable weights but the table, NumPy.
+        embeddings: (V, E) of all its voxels.
+        subjects: Their numbers of voxels by name, in the order of `embeddings`.
+        step: Steps trained.
+        backbone_sha256: Digest of each file of the frozen network.
+        seen: Id of each picture that shaped the weights, by sha256 of its pixels;
+            None where the run did not record them.
+        sha256: What a subject attaches to (`bundle.encoder_sha256`).
+    """
+
+    workdir: str
+    experiment: config.Experiment
+    shared: Any
+    embeddings: np.ndarray
+    subjects: dict[str, int]
+    step: int
+    backbone_sha256: dict[str, str]
+    seen: dict[str, str] | None
+    sha256: str
+
+
+def read_encoder(workdir: str) -> Trained:
+    """Reads the weights of a run that are evaluated: the last or the best.
+
+    Raises:
+        errors.MissingInputError: If the workdir holds no trained run.
+        errors.InputError: If it cannot be read.
+    """
+    params, meta, step = checkpoint.read_params(workdir)
+    experiment = config.from_dict(meta["config"], f"{workdir}/checkpoints")
+    if experiment.train.select == "best":
+        params, meta, step = checkpoint.read_params(workdir, "best")
+    shared = {k: v for k, v in params.items() if k != "table"}
+    subjects = {str(k): int(v) for k, v in meta["subjects"].items()}
+    rows = encoder.rows_of_table(params["table"], sum(subjects.values()))
+    digests = dict(meta["backbone_sha256"])
+    return Trained(
+        workdir,
+        experiment,
+        shared,
+        np.ascontiguousarray(rows),
+        subjects,
+        step,
+        digests,
+        _seen(workdir),
+        bundle.encoder_sha256(experiment, shared, digests),
+    )
+
+
+def _seen(workdir: str) -> dict[str, str] | None:
+    """Ids of the pictures of trained_on.json by the sha256 of their pixels."""
+    path = pathlib.Path(workdir) / "trained_on.json"
+    if not path.exists():
+        return None
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["image_sha256"]
+        return {str(digest): str(image_id) for image_id, digest in table.items()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise errors.InputError(
+            path,
+            "",
+            f"cannot be read ({error!r})",
+            "the pictures of the run",
+            "Copy the workdir again.",
+        ) from error
+
+
+def attach(
+    trained: Trained,
+    store: str | Sequence[str],
+    subject: str,
+    *,
+    seed: int = 0,
+    backbone: str | None = None,
+    devices: list[Any] | None = None,
+) -> tuple[experiments.Run, Any]:
+    """A run of one new subject with the encoder's weights.
+
+    Args:
+        trained: The encoder.
+        store: Where the subject is.
+        subject: Its name there.
+        seed: Of its random embeddings.
+        backbone: Folder or file of the frozen network, where it is elsewhere now.
+        devices: Of the mesh; default: all.
+
+    Returns:
+        The run (its one subject is the new one), and the encoder's trainable weights
+        on its mesh, with random embeddings in the table.
+
+    Raises:
+        errors.ConfigError: If the subject is one of the encoder's.
+        errors.InputError: If the backbone is another one, or a test picture of the
+            subject shaped the encoder's weights.
+    """
+    if subject in trained.subjects:
+        raise errors.ConfigError(
+            "--subject",
+            "",
+            f"{subject} is one of the encoder's own subjects",
+            "a subject that it was not trained with",
+            "Train an encoder without it (data.subjects), or score it with "
+            "python -m ubrain_jax.main --mode=evaluate.",
+        )
+    old = trained.experiment
+    stores = (store,) if isinstance(store, str) else tuple(store)
+    experiment = dataclasses.replace(
+        old,
+        data=dataclasses.replace(
+            old.data, crowd=stores, subjects=(subject,), num_images=None
+        ),
+        backbone=dataclasses.replace(
+            old.backbone, weights=backbone or old.backbone.weights
+        ),
+        train=dataclasses.replace(old.train, seed=seed),
+        mesh=config.Mesh(),
+    )
+    run = experiments.prepare_run(experiment, devices)
+    if run.provenance.sha256 != trained.backbone_sha256:
+        raise errors.InputError(
+            experiment.backbone.weights,
+            "",
+            f"{run.provenance.sha256 or 'random weights'}",
+            f"the backbone of the encoder, {trained.backbone_sha256}",
+            "Give its folder with --backbone.",
+        )
+    _refuse_seen(trained, run.stores)
+    everywhere = sharding.place(run.mesh, sharding.REPLICATED)
+    shared = jax.tree.map(lambda a: jax.device_put(a, everywhere), trained.shared)
+    return run, {**shared, "table": run.parts.trainable["table"]}
+
+
+def _refuse_seen(trained: Trained, stores: crowd.Crowd) -> None:
+    """A test picture must not have shaped the weights that are tested on it."""
+    if trained.seen is None:
+        return
+    ids = set(trained.seen.values())
+    subject = stores.subjects[0]
+    rows = subject.image[subject.samples("test")]
+    leaks = [
+        (stores.image_id[row], trained.seen.get(digest, stores.image_id[row]))
+        for row, digest in zip(rows, crowd.content(stores, rows), strict=True)
+        if digest in trained.seen or stores.image_id[row] in ids
+    ]
+    if leaks:
+        listed = ", ".join(a if a == b else f"{a} (there {b})" for a, b in leaks[:20])
+        raise errors.InputError(
+            ", ".join(stores.paths),
+            f"subjects/{subject.name}/split",
+            f"{len(leaks)} test pictures shaped the encoder's weights: {listed}",
+            "test pictures that the encoder has not seen",
+            "Leave them out with prepare --exclude, or take another encoder.",
+        )
+
+
+def features(
+    trained: Trained,
+    run: experiments.Run,
+    predictor: evaluate.Predictor,
+    params: Any,
+    rows: np.ndarray,
+    *,
+    cache: str | os.PathLike | None = None,
+) -> np.ndarray:
+    """What the frozen part says of pictures, computed once.
+
+    They are kept in the precision in which the head multiplies them, so that caching
+    changes no result. In memory where they fit in a quarter of it; else in a file of
+    the cache folder, which the next fit with the same encoder and pictures reads.
+
+    Args:
+        trained: The encoder.
+        run: From `attach`.
+        predictor: Compiled for the run.
+        params: From `attach`.
+        rows: (M,) pictures of the run's crowd.
+        cache: Folder for what is too large for memory; None: beside the store.
+
+    Returns:
+        (M, L, P, C) bfloat16 or float32, an array or a file mapped into memory.
+    """
+    dtype = np.dtype(
+        ml_dtypes.bfloat16 if run.experiment.head.dtype == "bfloat16" else np.float32
+    )
+    first = predictor.features(params, rows[:1])
+    shape = (len(rows), *first.shape[1:])
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size <= _SHARE * host_memory():
+        return _compute(predictor, params, rows, np.empty(shape, dtype))
+    folder = pathlib.Path(cache or f"{run.stores.paths[0].rstrip('/')}.cache")
+    digests = crowd.content(run.stores, rows)
+    key = json.dumps([trained.sha256, run.experiment.backbone.dtype, digests])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    path, proof = folder / f"{name}.features", folder / f"{name}.sha256"
+    if path.exists() and proof.exists() and path.stat().st_size == size:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest == proof.read_text().strip():
+            print(f"features from {path}", flush=True)
+            return np.memmap(path, dtype, "r", shape=shape)
+        print(f"note: {path} is damaged and computed again", flush=True)
+    return _compute_to_file(predictor, params, rows, path, proof, dtype, shape)
+
+
+def _compute(
+    predictor: evaluate.Predictor, params: Any, rows: np.ndarray, out: np.ndarray
+) -> np.ndarray:
+    """Fills `out`, some hundred pictures at a time."""
+    starts = range(0, len(rows), 512)
+    for start in tqdm.tqdm(starts, desc="features", disable=None):
+        some = slice(start, start + 512)
+        out[some] = predictor.features(params, rows[some]).astype(out.dtype)
+    return out
+
+
+def _compute_to_file(
+    predictor: evaluate.Predictor,
+    params: Any,
+    rows: np.ndarray,
+    path: pathlib.Path,
+    proof: pathlib.Path,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Features in a file that has its name only when whole, with its hash beside it."""
+    unfinished = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _compute(
+            predictor, params, rows, np.memmap(unfinished, dtype, "w+", shape=shape)
+        )
+        with unfinished.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        evaluate.write_text(proof, digest + "\n")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise errors.OutputError(
+            path,
+            "",
+            f"cannot be written ({error.strerror or error})",
+            f"room for {int(np.prod(shape)) * dtype.itemsize / 1e9:.1f} GB",
+            "Free some space, or give another folder with --cache.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    return np.memmap(path, dtype, "r", shape=shape)
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
