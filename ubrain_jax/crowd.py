@@ -619,11 +619,9 @@ def _open_pictures(
     path: str, group: zarr.Group
 ) -> tuple[tensorstore.TensorStore, joining.Pictures]:
     """Pictures of a store, their ids and hashes, checked; no pixel is read."""
-    names = ["images", "image_id"]
-    with _quiet_zarr():
-        names += [n for n in ("image_sha256", "image_phash") if n in group]
-    arrays = _open_arrays(path, group, names)
-    small = {n: _whole(path, arrays[n]) for n in names[1:]}
+    optional = ("image_sha256", "image_phash")
+    arrays = _open_arrays(path, group, ("images", "image_id", *optional), optional)
+    small = {n: _whole(path, a) for n, a in arrays.items() if n != "images"}
     ids = [str(i) for i in small["image_id"]]
     images = _tensorstore(path, "images")
     _check_pictures(path, images, ids)
@@ -736,11 +734,11 @@ def _open_store(path: str) -> zarr.Group:
 
 
 def _open_arrays(
-    path: str, group: zarr.Group, names: Sequence[str]
+    path: str, group: zarr.Group, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, zarr.Array]:
     """Arrays of a group, refused where a file of theirs is gone.
 
-    Zarr would read a chunk that is gone as zeros.
+    Zarr would read a chunk that is gone as zeros. Optional ones may be absent.
     """
     arrays, faults = {}, []
     for name in names:
@@ -748,7 +746,8 @@ def _open_arrays(
             with _quiet_zarr():
                 array = group[name]
         except KeyError:
-            faults.append(f"{name} is missing")
+            if name not in optional:
+                faults.append(f"{name} is missing")
             continue
         except (ValueError, OSError) as error:
             faults.append(f"{name} cannot be opened ({error})")

@@ -50,8 +50,8 @@ def merge(stores: Sequence[Pictures]) -> list[np.ndarray]:
     """Numbers the distinct pictures of all stores, in the order they appear.
 
     A picture of a later store is the one of an earlier store that has its id, or else
-    its content. Two pictures of one store stay two, whatever their content, since one
-    subject may have a sample of each.
+    its content. Two pictures of one store stay two, whatever stands in other stores,
+    since one subject may have a sample of each.
 
     Args:
         stores: All, or none of them, with sha256; without, ids alone count.
@@ -65,23 +65,30 @@ def merge(stores: Sequence[Pictures]) -> list[np.ndarray]:
         >>> [rows.tolist() for rows in merge([a, b])]
         [[0, 1], [1, 0, 2]]
     """
-    by_id: dict[str, int] = {}
-    by_content: dict[str, list[int]] = {}
+    names: dict[str, list[int]] = {}  # the id under which a number appeared first
+    others: dict[str, list[int]] = {}  # ids it had later
+    contents: dict[str, list[int]] = {}
     count, merged = 0, []
     for store in stores:
-        rows = np.asarray([by_id.get(i, -1) for i in store.ids], np.int64)
-        taken = set(rows[rows >= 0].tolist())
-        for n in np.flatnonzero(rows < 0).tolist():
-            same = by_content.get(store.sha256[n], ()) if store.sha256 else ()
-            rows[n] = next((row for row in same if row not in taken), count)
-            taken.add(int(rows[n]))
-            count += int(rows[n] == count)
-        for image_id, row in zip(store.ids, rows.tolist(), strict=True):
-            by_id.setdefault(image_id, row)
-        for digest, row in zip(store.sha256 or (), rows.tolist(), strict=False):
-            alike = by_content.setdefault(digest, [])
-            if row not in alike:
-                alike.append(row)
+        rows, taken = np.full(len(store.ids), -1, np.int64), {-1}
+        for known, keys in (
+            (names, store.ids),
+            (others, store.ids),
+            (contents, store.sha256 or ()),
+        ):
+            for n, key in enumerate(keys):
+                if rows[n] < 0:
+                    free = (row for row in known.get(key, ()) if row not in taken)
+                    rows[n] = next(free, -1)
+                    taken.add(int(rows[n]))
+        new = rows < 0
+        rows[new] = count + np.arange(new.sum())
+        count += int(new.sum())
+        names |= {store.ids[n]: [int(rows[n])] for n in np.flatnonzero(new).tolist()}
+        for known, keys in ((others, store.ids), (contents, store.sha256 or ())):
+            for key, row in zip(keys, rows.tolist(), strict=False):
+                if row not in known.setdefault(key, []):
+                    known[key].append(row)
         merged.append(rows)
     return merged
 
@@ -100,11 +107,12 @@ def refuse_leaks(
         errors.InputError: Listing the pairs, told by id and by content.
     """
     leaks: dict[tuple[str, str], str] = {}  # (test id, other id) -> both, in words
-    for by_content in (False, True):  # twins inside a store are not merged
+    # What is one by id or content may still be two numbers: twins inside a store.
+    for kind in ("number", "id", "content"):
         roles: dict[int | str, dict[bool, tuple[str, str, str]]] = {}
         for subject in subjects:
             store, rows = stores[subject.store], merged[subject.store]
-            keys: Any = store.sha256 if by_content else rows.tolist()
+            keys: Any = {"number": rows, "id": store.ids, "content": store.sha256}[kind]
             if keys is None:
                 continue
             splits = zip(subject.image.tolist(), subject.split.tolist(), strict=True)
