@@ -2,6 +2,7 @@
 
 import itertools
 
+import grain
 import numpy as np
 import pytest
 import zarr
@@ -346,6 +347,166 @@ def test_two_stores_give_voxels_of_both_subjects_for_a_shared_picture(
         row = crowd.read_responses(subject, np.array([sample]))[0]
         responses[subject.offset : subject.offset + subject.num_voxels] = row
     np.testing.assert_array_equal(batch.response[0], responses[draw.voxel])
+
+
+# Several stores
+
+SIZES = {"a": 40, "b": 10, "c": 9}  # training pictures of three stores
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory, make_dataset):
+    """Three stores of one subject each; two more train pictures of b are a's too."""
+    folder = tmp_path_factory.mktemp("joint")
+    for seed, (name, size) in enumerate(SIZES.items()):
+        shared = 2 * (name == "b")
+        dataset = make_dataset(1, size + 3 + shared, 0, (20 + 9 * seed,), seed=seed)
+        (subject,) = dataset.subjects
+        ids = [f"{name}/{k}" for k in range(size + 3 + shared)]
+        read = {i: f"{name}{k}" for k, i in enumerate(ids)}
+        # b/0 is a/0; b/1 is a/1 by content alone.
+        if shared:
+            ids[0] = "a/0"
+            read |= {"a/0": "a0", "b/1": "a1"}
+
+        def read_images(asked, read=read, dataset=dataset):
+            return dataset.read_images([read[i] for i in asked])
+
+        subject = subject._replace(name=f"{name}-s", image_id=ids)
+        dataset = dataset._replace(subjects=iter([subject]), read_images=read_images)
+        crowd.write(str(folder / f"{name}.zarr"), dataset, image_px=28)
+    return crowd.open_crowd([str(folder / f"{name}.zarr") for name in SIZES])
+
+
+def weighed(power, **changes):
+    return config.Data(
+        batch_images=8, voxels_per_image=16, stripes=4, store_power=power, **changes
+    )
+
+
+def shown(stores, settings, steps, seed=0):
+    return np.concatenate(
+        [b.picture for b in take(batches.dataset(stores, settings, seed), steps)]
+    )
+
+
+def test_a_picture_of_two_stores_counts_for_the_first_with_voxels_of_both(joint):
+    pools = batches.find_pools(joint)
+    assert np.bincount(pools.store).tolist() == list(SIZES.values())
+    assert batches.steps_per_epoch(joint, weighed(0.5)) == sum(SIZES.values()) / 8
+    for image_id, other in (("a/0", "a/0"), ("a/1", "b/1")):
+        picture = joint.image_id.index(image_id)
+        assert other == image_id or other not in joint.image_id
+        assert (pools.sample[:2, picture] >= 0).all()
+        assert pools.store[pools.pictures == picture] == 0
+        rng = np.random.default_rng(0)
+        draw = batches.draw_voxels(joint, pools, picture, 4, 64, rng)
+        drawn = draw.voxel[draw.voxel >= 0]
+        np.testing.assert_array_equal(np.sort(drawn), np.arange(49))
+    # Without a's subject the picture is b's.
+    few = crowd.open_crowd(joint.paths, ("c-s", "b-s"))
+    pools = batches.find_pools(few)
+    assert np.bincount(pools.store).tolist() == [0, 12, 9]
+
+
+def test_power_1_is_one_common_shuffle_bit_for_bit(joint):
+    """The order there was before stores had weights, written out."""
+    pools = batches.find_pools(joint)
+
+    def draw(picture, rng):
+        return batches.draw_voxels(joint, pools, picture, 4, 16, rng)
+
+    order = grain.MapDataset.source(pools.pictures.tolist()).seed(5).shuffle().repeat()
+    before = order.random_map(draw).batch(8)
+    now = batches.dataset(joint, weighed(1.0), 5)
+    for step in range(16):  # two epochs
+        assert_same(batches.gather(joint, pools, before[step], 4), now[step])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 0.9])
+def test_each_store_is_shown_as_often_as_its_size_to_the_power(joint, power):
+    pools = batches.find_pools(joint)
+    sizes = np.array(list(SIZES.values()))
+    weights = np.array(list(batches.store_weights(pools, power).values()))
+    np.testing.assert_allclose(weights / 100, (sizes / 9) ** power, rtol=0.005)
+    store = np.full(len(joint.image_id), -1)
+    store[pools.pictures] = pools.store
+    steps = 60
+    of = store[shown(joint, weighed(power), steps)]
+    # Spread evenly: after any number of draws, not only at the end.
+    for n in (8, 40, 8 * steps):
+        counts = np.bincount(of[:n], minlength=3)
+        assert np.abs(counts - n * weights / weights.sum()).max() < 2
+
+
+def test_power_0_of_stores_shows_every_store_in_turn(joint):
+    pools = batches.find_pools(joint)
+    store = dict(zip(pools.pictures.tolist(), pools.store.tolist(), strict=True))
+    of = [store[p] for p in shown(joint, weighed(0.0), 30).tolist()]
+    assert {tuple(sorted(of[n : n + 3])) for n in range(0, 240, 3)} == {(0, 1, 2)}
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_each_store_has_epochs_in_orders_of_their_own(joint, power):
+    pools = batches.find_pools(joint)
+    pictures = shown(joint, weighed(power), 60)
+    for k, size in enumerate(SIZES.values()):
+        own = pools.pictures[pools.store == k]
+        mine = pictures[np.isin(pictures, own)]
+        epochs = mine[: len(mine) // size * size].reshape(-1, size)
+        assert len(epochs) >= 3
+        np.testing.assert_array_equal(np.sort(epochs, 1), [np.sort(own)] * len(epochs))
+        assert len({tuple(e) for e in epochs.tolist()}) == len(epochs)
+
+
+def test_stores_of_one_size_have_orders_of_their_own(tmp_path, make_dataset):
+    paths = []
+    for k, name in enumerate(("a", "b")):
+        (subject,) = make_dataset(1, 33, 0).subjects
+        subject = subject._replace(
+            name=name, image_id=[f"{name}/{i}" for i in subject.image_id]
+        )
+        paths.append(str(tmp_path / name))
+        dataset = make_dataset()._replace(subjects=iter([subject]))
+        crowd.write(paths[k], dataset, image_px=28)
+    stores = crowd.open_crowd(paths)
+    order = shown(stores, weighed(0.0), 7)
+    first, second = order[order < 33], order[order >= 33] - 33
+    assert len(first) == len(second) == 28
+    assert np.mean(first == second) < 0.3
+
+
+def test_a_power_says_nothing_of_one_store(stores):
+    for a, b in zip(
+        take(batches.dataset(stores, weighed(0.0), 0), 6),
+        take(batches.dataset(stores, SETTINGS, 0), 6),
+        strict=True,
+    ):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+@pytest.mark.parametrize("start", [1, 7])
+def test_weighed_stores_resume_bit_for_bit(joint, power, start):
+    settings = weighed(power)
+    unbroken = batches.iterate(batches.dataset(joint, settings, 3), 0, 1)
+    expected = list(itertools.islice(unbroken, 12))[start:]
+    resumed = batches.iterate(batches.dataset(joint, settings, 3), start, 4)
+    for a, b in zip(expected, resumed, strict=False):
+        assert_same(a, b)
+    other = batches.dataset(joint, settings, 4)[start]
+    assert other.picture.tolist() != expected[0].picture.tolist()
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_hosts_share_the_batch_of_weighed_stores(joint, power, hosts):
+    whole = batches.dataset(joint, weighed(power), 0)
+    for host in range(hosts):
+        part = batches.dataset(joint, weighed(power), 0, host=host, num_hosts=hosts)
+        for step in (0, 1, 6, 7):
+            mine = [a[host::hosts] for a in whole[step]]
+            assert_same(batches.Batch(*mine), part[step])
 
 
 def test_a_voxel_outside_the_table_raises(stores, pools):

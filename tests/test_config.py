@@ -72,7 +72,7 @@ def test_a_config_file_can_set_what_is_none_by_default():
         c.train.stepz = 3
 
 
-@pytest.mark.parametrize("name", ["demo", "nsd1", "nsd8"])
+@pytest.mark.parametrize("name", ["crowd", "demo", "nsd1", "nsd8"])
 def test_each_file_in_configs_parses(name):
     space = {}
     exec((REPOSITORY / "configs" / f"{name}.py").read_text(), space)  # noqa: S102
@@ -224,6 +224,7 @@ def test_an_empty_text_is_no_store(given):
         ("data", "voxels_per_image", (0, -8, 7, 5001), (8, 40)),
         ("data", "stripes", (0, -8), (1, 2, 5)),
         ("data", "read_threads", (0,), (1,)),
+        ("data", "store_power", (-0.1, 1.1, math.nan, math.inf), (0.0, 0.5, 1.0)),
         ("data", "subjects", (("a", "a"), "a,a"), ((), ("a", "b"))),
         ("backbone", "taps", ((), (0, 1), (2, 1), (1, 1), (-1, 2)), ((1,), (3, 9))),
         ("backbone", "image_px", (0, 225, -14, 7), (14, 518)),
@@ -351,8 +352,8 @@ def test_resumable_keys_exist_and_change_no_number_of_the_training():
     touched = {k.split(".")[0] for k in config.RESUMABLE}
     assert touched.isdisjoint({"backbone", "adapter", "head", "loss", "optim"})
     assert "train.seed" not in config.RESUMABLE
-    assert not {"data.crowd", "data.stripes", "data.batch_images"} & set(
-        config.RESUMABLE
+    assert set(config.RESUMABLE).isdisjoint(
+        {"data.crowd", "data.store_power", "data.stripes", "data.batch_images"}
     )
 
 

@@ -52,6 +52,17 @@ def test_named_backbone_has_the_tapped_blocks(path):
         assert experiment.backbone.taps[-1] <= geometry.depth
 
 
+def test_crowd_is_nsd8_over_three_stores():
+    files = {p.stem: p for p in FILES}
+    joint, paper = (
+        config.to_dict(config.parse(load(files[name])[0], name))
+        for name in ("crowd", "nsd8")
+    )
+    assert joint["data"].pop("crowd") == ["nsd.zarr", "god.zarr", "vim1.zarr"]
+    assert paper["data"].pop("crowd") == ["nsd.zarr"]
+    assert joint == paper
+
+
 def test_nsd8_is_the_paper():
     e = config.parse(load(next(p for p in FILES if p.stem == "nsd8"))[0], "nsd8")
     assert e.backbone.name == "dinov2-giant"

@@ -5,18 +5,20 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import xarray
 import zarr
 
-from ubrain_jax import crowd, errors
+from ubrain_jax import crowd, errors, lookalikes
 from ubrain_jax.datasets import pictures
 
 NAME = "t-subj01"
@@ -78,7 +80,8 @@ def test_layout_is_the_documented_one(store):
     assert root.attrs["dataset"] == "t"
     assert root.attrs["created_by"].startswith("ubrain_jax ")
     assert root.attrs["sources"] == []
-    assert sorted(root.keys()) == ["image_id", "images", "subjects"]
+    hashes = ["image_phash", "image_sha256"]
+    assert sorted(root.keys()) == ["image_id", *hashes, "images", "subjects"]
     assert sorted(root["subjects"].keys()) == ["t-subj01", "t-subj02"]
     for name, (dims, dtype) in LAYOUT.items():
         array = root[f"subjects/{NAME}/{name}"]
@@ -87,7 +90,10 @@ def test_layout_is_the_documented_one(store):
     assert sorted(root[f"subjects/{NAME}"].keys()) == sorted(LAYOUT)
     assert root["images"].metadata.dimension_names == ("image", "y", "x", "rgb")
     assert root["images"].dtype == np.uint8
-    assert root["image_id"].metadata.dimension_names == ("image",)
+    for name in ("image_id", *hashes):
+        assert root[name].metadata.dimension_names == ("image",)
+        assert root[name].shape == (28,)
+    assert root["image_phash"].dtype == np.uint64
 
 
 def test_rows_are_inner_chunks_of_shards_without_compression(store):
@@ -576,10 +582,11 @@ def test_an_id_in_train_of_one_store_and_test_of_another_is_refused(
     path = str(tmp_path / "other.zarr")
     crowd.write(path, with_subjects(make_dataset(), flipped), image_px=28)
     crowd.open_crowd((path,))
-    with pytest.raises(errors.InputError, match=r"16 pictures .* by id ") as caught:
+    with pytest.raises(errors.InputError, match=r"16 pictures .* by id: ") as caught:
         crowd.open_crowd((store, path))
     message = str(caught.value)
-    assert "first: t/0000 of t-subj01, t/0000 of u-subj01" in message
+    assert "by id: t/0000 (test of t-subj01, train of u-subj01); t/0001 (" in message
+    assert "t/2011 (test of u-subj01, val of t-subj02); expected" in message
     assert store in message
     assert path in message
     # Only the first subject: the shared pictures are what contradicts.
@@ -602,9 +609,138 @@ def test_the_same_pixels_under_other_ids_are_refused_over_two_stores(
 
     path = str(tmp_path / "other.zarr")
     crowd.write(path, dataset._replace(read_images=read_images), image_px=28)
-    with pytest.raises(errors.InputError, match=r"16 pictures .* by content ") as error:
+    with pytest.raises(
+        errors.InputError, match=r"16 pictures .* by content: "
+    ) as error:
         crowd.open_crowd((store, path))
-    assert "first: t/0000 of t-subj01, u/0000 of u-subj01" in str(error.value)
+    listed = "by content: t/0000 (test of t-subj01) is u/0000 (train of u-subj01); t/0"
+    assert listed in str(error.value)
+
+
+def with_pictures(dataset, change):
+    """The dataset with each picture changed: `change(id, picture)`."""
+    read = dataset.read_images
+
+    def read_images(ids):
+        for image_id, picture in zip(ids, read(ids), strict=True):
+            yield change(image_id, picture)
+
+    return dataset._replace(read_images=read_images)
+
+
+def copy_under_other_ids(tmp_path, make_dataset, change=lambda _, picture: picture):
+    """A store of one subject with the pictures of the first, under ids of its own."""
+    dataset = renamed(make_dataset(seed=1), "u-subj01", lambda i: f"u/{i[2:]}")
+
+    def read_images(ids):
+        return make_dataset().read_images([f"t/{i[2:]}" for i in ids])
+
+    path = str(tmp_path / "other.zarr")
+    dataset = with_pictures(dataset._replace(read_images=read_images), change)
+    crowd.write(path, dataset, image_px=28)
+    return path
+
+
+def test_a_picture_of_two_stores_under_two_ids_is_one_picture_of_both_subjects(
+    store, tmp_path, make_dataset
+):
+    path = copy_under_other_ids(
+        tmp_path, make_dataset, lambda i, p: 255 - p if i == "u/1011" else p
+    )
+    first, second, third = crowd.open_crowd((store, path)).subjects
+    opened = crowd.open_crowd((store, path))
+    assert opened.image_id == (*crowd.open_crowd((store,)).image_id, "u/1011")
+    np.testing.assert_array_equal(third.image[:15], first.image[:15])
+    assert third.image[15] == 28
+    assert opened.notes == (
+        "15 pictures are in several stores under other ids; each is one example under "
+        "its first id: "
+        + ", ".join(f"u/{i[2:]} is {i}" for i in opened.image_id[:15])
+        + ".",
+    )
+    # The same crowd as if both stores had one name for each.
+    assert second.image.max() == 27
+    pixels = crowd.read_pictures(opened, np.array([3, 28]))
+    apart = crowd.open_crowd((path,))
+    np.testing.assert_array_equal(pixels, crowd.read_pictures(apart, np.array([3, 15])))
+
+
+def test_pictures_that_look_alike_are_said_with_their_ids_and_not_refused(
+    store, tmp_path, make_dataset
+):
+    """u/0000, u/0001: brighter copies of test pictures, moved into training."""
+    dataset = renamed(make_dataset(seed=1), "u-subj01", lambda i: f"u/{i[2:]}")
+    split = ["train", "val", "test", "test", *["train"] * 12]
+    dataset = changed(dataset, split=np.array(split))
+
+    def read_images(ids):
+        same = {f"u/{n:04d}": f"t/{n:04d}" for n in (0, 1, 2)}
+        for picture in make_dataset().read_images([same.get(i, i) for i in ids]):
+            yield np.clip(picture.astype(int) + 3, 0, 255).astype(np.uint8)
+
+    path = str(tmp_path / "other.zarr")
+    crowd.write(path, dataset._replace(read_images=read_images), image_px=28)
+    opened = crowd.open_crowd((store, path))
+    assert len(opened.image_id) == 28 + 16
+    leaks, across = opened.notes
+    assert leaks.startswith("2 pairs of a test picture and a train or val picture")
+    assert re.search(r"training: t/000(\d) and u/000\1 \(\d\); t/000\d and u", leaks)
+    assert across.startswith("1 pairs of pictures of two stores look alike")
+    assert re.search(r"own: t/0002 and u/0002 \(\d\)\.$", across)
+    # Only what the chosen subjects saw counts.
+    assert crowd.open_crowd((store, path), ("u-subj01",)).notes == ()
+
+
+def test_stored_hashes_are_those_of_the_stored_pixels(store):
+    root = zarr.open_group(store, mode="r")
+    pixels = root["images"][...]
+    sha256 = tuple(hashlib.sha256(p.tobytes()).hexdigest() for p in pixels)
+    assert tuple(root["image_sha256"][...]) == sha256
+    looks = [lookalikes.perceptual_hash(p) for p in pixels]
+    assert root["image_phash"][...].tolist() == looks
+    assert len(set(looks)) == 28
+    opened = crowd.open_crowd((store,))
+    assert opened.image_sha256 == crowd.picture_hashes(opened) == sha256
+
+
+def without_hashes(path, names=("image_sha256", "image_phash")):
+    """As `prepare` wrote stores before there were hashes."""
+    for name in names:
+        shutil.rmtree(pathlib.Path(path) / name)
+
+
+def test_an_older_store_alone_is_not_read_and_said_to_be_older(copy, monkeypatch):
+    sha256 = crowd.open_crowd((str(copy),)).image_sha256
+    without_hashes(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(crowd, "_read", None)
+        opened = crowd.open_crowd((str(copy),))
+    assert opened.image_sha256 == ()
+    (note,) = opened.notes
+    assert note.startswith("copy.zarr: no hashes of the pictures are in the store")
+    assert crowd.picture_hashes(opened) == sha256
+
+
+@pytest.mark.parametrize(
+    "names", [("image_sha256", "image_phash"), ("image_sha256",), ("image_phash",)]
+)
+def test_an_older_store_among_others_is_hashed_by_reading(
+    copy, tmp_path, make_dataset, names
+):
+    path = copy_under_other_ids(
+        tmp_path, make_dataset, lambda i, p: p // 2 if i == "u/0001" else p
+    )
+    new = crowd.open_crowd((str(copy), path))
+    assert len(new.image_id) == 29
+    assert "15 pictures are in several stores" in new.notes[0]
+    assert "t/0001 and u/0001" in new.notes[1]
+    without_hashes(copy, names)
+    old = crowd.open_crowd((str(copy), path))
+    assert old.notes[0].startswith("copy.zarr: no hashes of the pictures")
+    assert "every picture is read at each start" in old.notes[0]
+    assert old.notes[1:] == new.notes
+    assert old.image_sha256 == new.image_sha256
+    assert (old.image_id, old.fingerprint) == (new.image_id, new.fingerprint)
 
 
 def test_one_id_for_two_different_pictures_is_refused(store, tmp_path, make_dataset):
@@ -614,7 +750,7 @@ def test_one_id_for_two_different_pictures_is_refused(store, tmp_path, make_data
     path = str(tmp_path / "other.zarr")
     dataset = renamed(make_dataset(), "u-subj01")._replace(read_images=read_images)
     crowd.write(path, dataset, image_px=28)
-    with pytest.raises(errors.InputError, match="t/0000 is two different pictures"):
+    with pytest.raises(errors.InputError, match=r"16 ids .* pictures: t/0000, t/00"):
         crowd.open_crowd((store, path))
 
 
@@ -682,6 +818,8 @@ def test_an_absent_store_is_missing_input(tmp_path):
 SHARDED = ("images/c/0/0/0/0", f"subjects/{NAME}/responses/c/0/0")
 SMALL = (
     "image_id/c/0",
+    "image_sha256/c/0",
+    "image_phash/c/0",
     *(f"subjects/{NAME}/{n}/c/0" for n in ("image", "split", "repeats", "ncsnr")),
     *(f"subjects/{NAME}/{n}/c/0/0" for n in ("position", "roi")),
     f"subjects/{NAME}/roi_name/c/0",
@@ -758,7 +896,9 @@ def test_a_missing_part_of_the_root_is_named(copy, name):
         crowd.open_crowd((str(copy),))
 
 
-@pytest.mark.parametrize("name", ["images", "image_id", f"subjects/{NAME}/split"])
+@pytest.mark.parametrize(
+    "name", ["images", "image_id", "image_phash", f"subjects/{NAME}/split"]
+)
 def test_damaged_metadata_of_an_array_is_refused(copy, name):
     (copy / name / "zarr.json").write_text('{"shape": [')
     with pytest.raises(errors.InputError, match="cannot be opened"):
@@ -820,6 +960,31 @@ def test_arrays_that_disagree_are_refused(copy, name, values, message):
         crowd.open_crowd((str(copy),))
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("image_sha256", ["0" * 64] * 27, "image_sha256 holds 27 for 28 ids, 0 of"),
+        ("image_sha256", ["0" * 64] * 26 + ["", "A" * 64], "28 for 28 ids, 2 of them"),
+        ("image_phash", np.ones(27, np.uint64), r"image_phash is \(27,\) uint64"),
+        ("image_phash", np.ones(28, np.int64), r"image_phash is \(28,\) int64"),
+    ],
+)
+def test_hashes_that_are_none_are_refused(copy, name, values, message):
+    values = np.array(values)
+    text = values.dtype.kind == "U"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
+        array = zarr.open_group(copy, mode="r+").create_array(
+            name,
+            shape=values.shape,
+            dtype=str if text else values.dtype,
+            overwrite=True,
+        )
+        array[...] = values.astype(object) if text else values
+    with pytest.raises(errors.InputError, match=message):
+        crowd.open_crowd((str(copy),))
+
+
 def test_an_unknown_split_is_refused(copy):
     array = zarr.open_group(copy, mode="r+")[f"subjects/{NAME}/split"]
     array[3] = "Train"
@@ -842,12 +1007,18 @@ def test_rows_that_are_no_integers_raise(store):
         crowd.read_pictures(opened, np.array([0.7]))
 
 
-def test_opening_reads_no_picture_and_no_response(store, monkeypatch):
+def test_opening_reads_no_picture_and_no_response(
+    store, tmp_path, make_dataset, monkeypatch
+):
+    other = other_store(tmp_path, make_dataset, seed=1)  # of the same pictures
+
     def refuse(*_):
         raise AssertionError("read")
 
     monkeypatch.setattr(crowd, "_read", refuse)
-    crowd.open_crowd((store,))
+    assert crowd.open_crowd((store,)).notes == ()
+    opened = crowd.open_crowd((store, other))
+    assert (len(opened.image_id), opened.notes) == (28, ())
 
 
 # The small tables of the evaluation

@@ -50,10 +50,12 @@ class Pools(NamedTuple):
 
     Attributes:
         pictures: (M,) rows of `Crowd.image_id` with at least one train sample.
+        store: (M,) first store of a subject with such a sample.
         sample: (subjects, all pictures) int32 sample in the train split, or -1.
     """
 
     pictures: np.ndarray
+    store: np.ndarray
     sample: np.ndarray
 
 
@@ -76,7 +78,9 @@ def find_pools(stores: crowd.Crowd) -> Pools:
             "one or more",
             "Check the split of the stores and data.subjects.",
         )
-    return Pools(pictures, sample)
+    of_subject = np.asarray([s.store for s in stores.subjects])[:, None]
+    store = np.where(sample[:, pictures] >= 0, of_subject, len(stores.paths)).min(0)
+    return Pools(pictures, store, sample)
 
 
 def draw_voxels(
@@ -161,7 +165,8 @@ def dataset(
 
     Draws come before the split over hosts, so pictures and voxels of a step are the
     same for any number of hosts. Every epoch shows each training picture once, in an
-    order of its own.
+    order of its own. With data.store_power below 1 every store has epochs of its own
+    and the stores take turns, see `store_weights`.
 
     Args:
         stores: The crowd.
@@ -190,10 +195,54 @@ def dataset(
     def read(draws: Draw) -> Batch:
         return gather(stores, pools, draws, stripes)
 
-    order = grain.MapDataset.source([int(p) for p in pools.pictures])
-    order = order.seed(seed).shuffle().repeat()
+    weights = store_weights(pools, settings.store_power)
+    if len(weights) == 1 or settings.store_power == 1:
+        order = _endless(pools.pictures, seed)
+    else:
+        order = grain.MapDataset.mix(
+            [
+                _endless(
+                    pools.pictures[pools.store == k],
+                    # Stores of one size would else share an order.
+                    int(np.random.SeedSequence((seed, k)).generate_state(1)[0]),
+                )
+                for k in weights
+            ],
+            list(weights.values()),
+        )
     shared = order.random_map(draw)[host::num_hosts]
     return shared.batch(settings.batch_images // num_hosts).map(read)
+
+
+def _endless(pictures: np.ndarray, seed: int) -> grain.MapDataset:
+    """Pictures, each once in an epoch, in an order of each epoch's own."""
+    order = grain.MapDataset.source([int(p) for p in pictures])
+    return order.seed(seed).shuffle().repeat()
+
+
+def store_weights(pools: Pools, power: float) -> dict[int, int]:
+    """How often pictures of each store are drawn, relative to the other stores.
+
+    The weight of a store is its number of training pictures to a power: 1 is in
+    proportion, 0 equally often. It is rounded to hundredths of the smallest, so what
+    is drawn is within 0.5% of it. Grain spreads the stores evenly over the steps, with
+    no chance in it.
+
+    Args:
+        pools: From `find_pools`; a picture of several stores counts for the first.
+        power: data.store_power, in [0, 1].
+
+    Returns:
+        {store: weight}, the smallest 100.
+
+    Example:
+        >>> pools = Pools(np.arange(5), np.array([0, 0, 0, 0, 2]), np.zeros((1, 5)))
+        >>> [store_weights(pools, power) for power in (1, 0.5, 0)]
+        [{0: 400, 2: 100}, {0: 200, 2: 100}, {0: 100, 2: 100}]
+    """
+    names, counts = np.unique(pools.store, return_counts=True)
+    weights = np.rint(100 * (counts / counts.min()) ** power).astype(int)
+    return dict(zip(names.tolist(), weights.tolist(), strict=True))
 
 
 def iterate(batches: grain.MapDataset, start: int, threads: int) -> Any:
@@ -205,5 +254,9 @@ def iterate(batches: grain.MapDataset, start: int, threads: int) -> Any:
 
 
 def steps_per_epoch(stores: crowd.Crowd, settings: config.Data) -> float:
-    """Batches that show every training picture once."""
+    """Batches that show as many pictures as there are for training.
+
+    Those are every picture once, but with data.store_power below 1 pictures of small
+    stores several times and not all of large ones.
+    """
     return len(find_pools(stores).pictures) / settings.batch_images

@@ -30,6 +30,9 @@ class Data:
     # Pictures of each subject to use for training and validation, a choice by
     # train.seed; a smaller number is part of a larger one. None: all.
     num_images: int | None = None
+    # How often each store gives an image: in proportion to its number of training
+    # images to this power. 1: every image equally often; 0: every store.
+    store_power: float = 1.0
     # Images in a training batch, over all devices.
     batch_images: int = 32
     # Voxels drawn for each image, without replacement.
@@ -104,7 +107,7 @@ class Optim:
 @dataclasses.dataclass(frozen=True)
 class Train:
     # One of steps and epochs, the other None or 0; an epoch shows every training
-    # image once.
+    # image once (with data.store_power below 1: as many images as there are).
     steps: int | None = None
     epochs: float | None = None
     seed: int = 0
@@ -344,6 +347,12 @@ def _out_of_range(e: Experiment) -> list[str]:
                 "evaluate.chunk_voxels": e.evaluate.chunk_voxels,
                 "evaluate.val_images": e.evaluate.val_images,
             }.items()
+        ),
+        (
+            "data.store_power",
+            e.data.store_power,
+            0 <= e.data.store_power <= 1,
+            "in [0, 1]",
         ),
         (
             "data.voxels_per_image",

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import warnings
@@ -28,7 +29,7 @@ import zarr
 import zarr.errors
 
 import ubrain_jax
-from ubrain_jax import errors
+from ubrain_jax import errors, joining, lookalikes
 from ubrain_jax.datasets import pictures, schema
 
 FORMAT = "ubrain-crowd"
@@ -40,6 +41,7 @@ _SHARD_BYTES = 32 * 2**20
 # Mean difference in grey levels above which two pictures are not the same picture
 # (JPEG and resizing stay below 5, unrelated photographs are near 70).
 _OTHER_PICTURE = 16
+_SHA256 = re.compile("[0-9a-f]{64}")
 # Chunks of zeros are written too, so that one that is absent is a lost one.
 _KEEP_ALL: Any = {"write_empty_chunks": True}
 
@@ -49,6 +51,7 @@ class SubjectRows(NamedTuple):
 
     Attributes:
         name: For example "nsd-subj01".
+        store: Its store in `Crowd.paths`.
         offset: First row of this subject in the table of all voxels.
         num_voxels: V.
         responses: (M, V) float32 in TensorStore.
@@ -63,6 +66,7 @@ class SubjectRows(NamedTuple):
     """
 
     name: str
+    store: int
     offset: int
     num_voxels: int
     responses: tensorstore.TensorStore
@@ -86,12 +90,16 @@ class Crowd(NamedTuple):
     Attributes:
         paths: The stores.
         subjects: All subjects; their voxels follow each other in the table.
-        image_id: Ids of the distinct pictures of all stores.
+        image_id: Ids of the distinct pictures of all stores. A picture that several
+            stores have, by id or by content, is one, with its first id.
+        image_sha256: Of the pixels of each picture, in hex; empty where a store that
+            is opened alone has none.
         image_store: For each picture the store that serves it.
         image_row: and its row there.
         pictures: For each store, its pictures (rows, y, x, 3) in TensorStore.
         image_px: Side of the pictures in pixels.
         attrs: Root attributes of each store.
+        notes: What a user must know of these stores together, a sentence each.
         fingerprint: Hash of everything but pixels; a run refuses to resume on a
             crowd with another one.
     """
@@ -99,11 +107,13 @@ class Crowd(NamedTuple):
     paths: tuple[str, ...]
     subjects: tuple[SubjectRows, ...]
     image_id: tuple[str, ...]
+    image_sha256: tuple[str, ...]
     image_store: np.ndarray
     image_row: np.ndarray
     pictures: tuple[tensorstore.TensorStore, ...]
     image_px: int
     attrs: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
     fingerprint: str
 
     @property
@@ -466,18 +476,29 @@ def _miscounted(
 def _write_pictures(
     root: zarr.Group, stream: Iterator[np.ndarray], ids: list[str], image_px: int
 ) -> None:
-    """Pictures in the order of their rows, a shard at a time, and their ids."""
+    """Pictures in the order of their rows, a shard at a time, ids and hashes."""
     shape = (len(ids), image_px, image_px, 3)
     dims = ("image", "y", "x", "rgb")
     array, shard = _create_rows(root, "images", shape, np.uint8, 0, dims)
     block = np.empty((shard, *shape[1:]), np.uint8)
     start = 0
+    hashes = []
     for row, picture in enumerate(stream):
+        hashes.append(_hashes_of(picture))
         block[row - start] = picture
         if row - start == shard - 1 or row == len(ids) - 1:
             array[start : row + 1] = block[: row + 1 - start]
             start = row + 1
     _put(root, "image_id", np.asarray(ids, str), ("image",))
+    sha256, looks = zip(*hashes, strict=True)
+    _put(root, "image_sha256", np.asarray(sha256, str), ("image",))
+    _put(root, "image_phash", np.asarray(looks, np.uint64), ("image",))
+
+
+def _hashes_of(picture: np.ndarray) -> tuple[str, int]:
+    """Of a stored picture: sha256 of its pixels in hex, and what it looks like."""
+    digest = hashlib.sha256(picture.tobytes()).hexdigest()
+    return digest, lookalikes.perceptual_hash(picture)
 
 
 def _put(group: zarr.Group, name: str, values: np.ndarray, dims: tuple) -> None:
@@ -535,17 +556,16 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
         errors.ConfigError: If a subject to keep is in no store.
         errors.InputError: If a store is damaged or of another version, a subject
             occurs twice, one id names two pictures, or a test picture is in another
-            subject's train split.
+            subject's train or val split.
     """
-    attrs, images, ids_of = [], [], []
+    attrs, arrays, stores = [], [], []
     for path in paths:
         group = _open_store(path)
-        arrays = _open_arrays(path, group, ("images", "image_id"))
         attrs.append(dict(group.attrs))
-        images.append(_tensorstore(path, "images"))
-        ids_of.append([str(i) for i in _whole(path, arrays["image_id"])])
-        _check_pictures(path, images[-1], ids_of[-1])
-    sizes = {a.shape[1] for a in images}
+        array, pictures_of = _open_pictures(path, group)
+        arrays.append(array)
+        stores.append(pictures_of)
+    sizes = {a.shape[1] for a in arrays}
     if len(sizes) > 1:
         raise errors.InputError(
             ", ".join(paths),
@@ -554,21 +574,123 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
             "one size in all stores",
             "Prepare them again with one --image_px.",
         )
-    row_of: dict[str, int] = {}
-    store_of, row_in = [], []
-    found: dict[str, int] = {}  # subject -> store
-    renumber = []
-    for k in range(len(paths)):
-        for row, image_id in enumerate(ids_of[k]):
-            if image_id not in row_of:
-                row_of[image_id] = len(row_of)
-                store_of.append(k)
-                row_in.append(row)
-        renumber.append(np.asarray([row_of[i] for i in ids_of[k]], np.int64))
-        for name in sorted(_open_group(paths[k], "subjects").group_keys()):
+    stores, notes = _with_hashes(stores, arrays)
+    merged = joining.merge(stores)
+    subject_rows, offset = [], 0
+    for name, k in _find_subjects(paths, subjects).items():
+        subject = _open_subject(paths[k], name, k, offset, len(stores[k].ids))
+        subject_rows.append(subject)
+        offset += subject.num_voxels
+    seen = [joining.Seen(s.name, s.store, s.image, s.split) for s in subject_rows]
+    joining.refuse_leaks(stores, merged, seen)
+    subject_rows = [s._replace(image=merged[s.store][s.image]) for s in subject_rows]
+    # Of each picture the first store that has it, and its row there.
+    _, first = np.unique(np.concatenate(merged), return_index=True)
+    home = np.concatenate([np.full(len(rows), k) for k, rows in enumerate(merged)])
+    inside = np.concatenate([np.arange(len(rows)) for rows in merged])
+    every_id = [i for s in stores for i in s.ids]
+    every_hash = [h for s in stores for h in s.sha256 or ()]
+    ids = tuple(every_id[n] for n in first)
+    opened = Crowd(
+        paths=tuple(paths),
+        subjects=tuple(subject_rows),
+        image_id=ids,
+        image_sha256=tuple(every_hash[n] for n in first) if every_hash else (),
+        image_store=home[first],
+        image_row=inside[first],
+        pictures=tuple(arrays),
+        image_px=arrays[0].shape[1],
+        attrs=tuple(attrs),
+        notes=(),
+        fingerprint=_fingerprint(subject_rows, ids),
+    )
+    _refuse_clashes(opened, stores, merged)
+    notes += joining.merged_notes(stores, merged, ids)
+    if all(s.phash is not None for s in stores):
+        phash = np.concatenate([cast(np.ndarray, s.phash) for s in stores])[first]
+        image = np.concatenate([s.image for s in subject_rows])
+        is_test = np.concatenate([s.split == "test" for s in subject_rows])
+        tests, others = np.unique(image[is_test]), np.unique(image[~is_test])
+        notes += joining.lookalike_notes(phash, ids, home[first], tests, others)
+    return opened._replace(notes=tuple(notes))
+
+
+def _open_pictures(
+    path: str, group: zarr.Group
+) -> tuple[tensorstore.TensorStore, joining.Pictures]:
+    """Pictures of a store, their ids and hashes, checked; no pixel is read."""
+    optional = ("image_sha256", "image_phash")
+    arrays = _open_arrays(path, group, ("images", "image_id", *optional), optional)
+    small = {n: _whole(path, a) for n, a in arrays.items() if n != "images"}
+    ids = [str(i) for i in small["image_id"]]
+    images = _tensorstore(path, "images")
+    _check_pictures(path, images, ids)
+    sha256, phash = small.get("image_sha256"), small.get("image_phash")
+    faults = []
+    if sha256 is not None:
+        sha256 = [str(x) for x in sha256.ravel()]
+        odd = [x for x in sha256 if not _SHA256.fullmatch(x)]
+        if len(sha256) != len(ids) or odd:
+            faults.append(
+                f"image_sha256 holds {len(sha256)} for {len(ids)} ids, {len(odd)} of "
+                "them no hash"
+            )
+    if phash is not None and (phash.shape, phash.dtype) != ((len(ids),), np.uint64):
+        faults.append(f"image_phash is {phash.shape} {phash.dtype}")
+    if faults:
+        found = "; ".join(faults)
+        raise _damaged(path, "", found, f"hashes of {len(ids)} pictures")
+    return images, joining.Pictures(path, ids, sha256, phash)
+
+
+def _with_hashes(
+    stores: Sequence[joining.Pictures], arrays: Sequence[tensorstore.TensorStore]
+) -> tuple[list[joining.Pictures], list[str]]:
+    """Hashes by reading, where stores of an older version are opened with others.
+
+    A store that is alone was compared with itself when written: it is not read.
+
+    Returns:
+        The stores, and a note if some have no hashes.
+    """
+    lacking = [s.path for s in stores if s.sha256 is None or s.phash is None]
+    if not lacking:
+        return list(stores), []
+    names = ", ".join(os.path.basename(path.rstrip("/")) for path in lacking)
+    note = f"{names}: no hashes of the pictures are in the store, so "
+    if len(stores) == 1:
+        note += "no lookalikes were searched. Prepare it again to have that done."
+        return list(stores), [note]
+    note += "every picture is read at each start. Prepare it again to save that."
+    full = []
+    for store, array in zip(stores, arrays, strict=True):
+        if store.path in lacking:
+            sha256, phash = zip(*_read_hashes(store.path, array), strict=True)
+            phash = np.asarray(phash, np.uint64)
+            store = store._replace(sha256=sha256, phash=phash)
+        full.append(store)
+    return full, [note]
+
+
+def _read_hashes(
+    path: str, array: tensorstore.TensorStore
+) -> Iterator[tuple[str, int]]:
+    """Both hashes of every picture of a store, from its pixels."""
+    count = array.shape[0]
+    starts = range(0, count, 256)
+    for start in tqdm.tqdm(starts, desc=f"hash {path}", disable=None):
+        for picture in _read(array, np.arange(start, min(start + 256, count))):
+            yield _hashes_of(picture)
+
+
+def _find_subjects(paths: Sequence[str], subjects: Sequence[str]) -> dict[str, int]:
+    """The subjects to keep (all if none is named), each with its store."""
+    found: dict[str, int] = {}
+    for k, path in enumerate(paths):
+        for name in sorted(_open_group(path, "subjects").group_keys()):
             if name in found:
                 raise errors.InputError(
-                    paths[k],
+                    path,
                     f"subjects/{name}",
                     f"the name is taken by {paths[found[name]]}",
                     "subjects with names of their own",
@@ -584,30 +706,7 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
                 "subjects of the stores, each once",
                 errors.nearest(name, found),
             )
-    rows, offset = [], 0
-    for name in subjects or found:
-        k = found[name]
-        subject = _open_subject(paths[k], name, offset, renumber[k])
-        rows.append(subject)
-        offset += subject.num_voxels
-    ids = tuple(row_of)
-    opened = Crowd(
-        paths=tuple(paths),
-        subjects=tuple(rows),
-        image_id=ids,
-        image_store=np.asarray(store_of),
-        image_row=np.asarray(row_in),
-        pictures=tuple(images),
-        image_px=images[0].shape[1],
-        attrs=tuple(attrs),
-        fingerprint=_fingerprint(rows, ids),
-    )
-    _refuse_leaks(opened, opened.image_id, "id")
-    if len(paths) > 1:
-        _refuse_clashes(opened, renumber)
-        everything = np.arange(len(ids))
-        _refuse_leaks(opened, content(opened, everything), "content")
-    return opened
+    return {name: found[name] for name in subjects or found}
 
 
 def _open_store(path: str) -> zarr.Group:
@@ -635,11 +734,11 @@ def _open_store(path: str) -> zarr.Group:
 
 
 def _open_arrays(
-    path: str, group: zarr.Group, names: Sequence[str]
+    path: str, group: zarr.Group, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, zarr.Array]:
     """Arrays of a group, refused where a file of theirs is gone.
 
-    Zarr would read a chunk that is gone as zeros.
+    Zarr would read a chunk that is gone as zeros. Optional ones may be absent.
     """
     arrays, faults = {}, []
     for name in names:
@@ -647,7 +746,8 @@ def _open_arrays(
             with _quiet_zarr():
                 array = group[name]
         except KeyError:
-            faults.append(f"{name} is missing")
+            if name not in optional:
+                faults.append(f"{name} is missing")
             continue
         except (ValueError, OSError) as error:
             faults.append(f"{name} cannot be opened ({error})")
@@ -712,9 +812,12 @@ def _open_group(path: str, name: str) -> zarr.Group:
 
 
 def _open_subject(
-    path: str, name: str, offset: int, renumber: np.ndarray
+    path: str, name: str, store: int, offset: int, num_images: int
 ) -> SubjectRows:
-    """Reads a subject's small arrays; its responses stay on disk."""
+    """Reads a subject's small arrays; its responses stay on disk.
+
+    `image` holds rows of the store still.
+    """
     group = _open_group(path, f"subjects/{name}")
     names = ("image", "split", "repeats", "ncsnr", "position", "roi", "roi_name")
     arrays = _open_arrays(path, group, (*names, "responses"))
@@ -739,8 +842,8 @@ def _open_subject(
     split = np.array([str(s) for s in split])
     if unknown := set(split.tolist()) - set(SPLITS):
         faults.append(f"split holds {sorted(unknown)}")
-    if m and (image.min() < 0 or image.max() >= len(renumber)):
-        faults.append(f"image holds {image.min()}..{image.max()} of {len(renumber)}")
+    if m and (image.min() < 0 or image.max() >= num_images):
+        faults.append(f"image holds {image.min()}..{image.max()} of {num_images}")
     elif len(set(image.tolist())) != len(image):
         faults.append("image holds a picture twice")
     if faults:
@@ -749,10 +852,11 @@ def _open_subject(
         )
     return SubjectRows(
         name,
+        store,
         offset,
         v,
         responses,
-        renumber[image.astype(np.int64)],
+        image.astype(np.int64),
         split,
         repeats,
         ncsnr,
@@ -798,60 +902,48 @@ def _fingerprint(subjects: Sequence[SubjectRows], ids: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _refuse_leaks(crowd: Crowd, keys: Sequence[Any], kind: str) -> None:
-    """No picture, told by its key, may be test for one subject and not for another."""
-    roles: dict[Any, dict[bool, tuple[str, str]]] = {}
-    for subject in crowd.subjects:
-        for row, split in zip(subject.image, subject.split, strict=True):
-            role = roles.setdefault(keys[row], {})
-            role.setdefault(split == "test", (crowd.image_id[row], subject.name))
-    leaks = [role for role in roles.values() if len(role) == 2]
-    if leaks:
-        (train_id, train), (test_id, test) = leaks[0][False], leaks[0][True]
-        raise errors.InputError(
-            ", ".join(crowd.paths),
-            "split",
-            f"{len(leaks)} pictures are test for one subject and train for another, by "
-            f"{kind} (first: {test_id} of {test}, {train_id} of {train})",
-            "splits by picture over all stores of a run",
-            "Prepare the stores with one rule, or leave a subject out (data.subjects).",
-        )
-
-
-def _refuse_clashes(crowd: Crowd, renumber: Sequence[np.ndarray]) -> None:
+def _refuse_clashes(
+    crowd: Crowd, stores: Sequence[joining.Pictures], merged: Sequence[np.ndarray]
+) -> None:
     """An id that several stores have must be one picture in all of them.
 
     Args:
         crowd: The opened stores.
-        renumber: For each store, the row in `Crowd.image_id` of each of its pictures.
+        stores: Their pictures.
+        merged: For each store, the row in `Crowd.image_id` of each of its pictures.
     """
-    for k, rows in enumerate(renumber):
-        again = np.flatnonzero(crowd.image_store[rows] != k)
+    for k, (store, rows) in enumerate(zip(stores, merged, strict=True)):
+        sha256 = store.sha256 or ()
+        again = [
+            n
+            for n in np.flatnonzero(crowd.image_store[rows] != k).tolist()
+            if sha256[n] != crowd.image_sha256[rows[n]]  # equal bytes need no look
+        ]
+        clashes: list[int] = []
         for start in range(0, len(again), 256):
-            block = again[start : start + 256]
+            block = np.asarray(again[start : start + 256])
             here = _read(crowd.pictures[k], block).astype(np.int16)
             there = read_pictures(crowd, rows[block])
             other = np.abs(here - there).mean((1, 2, 3)) > _OTHER_PICTURE
-            if other.any():
-                row = rows[block[other][0]]
-                first = crowd.paths[crowd.image_store[row]]
-                raise errors.InputError(
-                    f"{first}, {crowd.paths[k]}",
-                    "images",
-                    f"{crowd.image_id[row]} is two different pictures",
-                    "ids that mean the same picture in all stores",
-                    "Prepare one of the stores again under other ids.",
-                )
+            clashes += rows[block[other]].tolist()
+        if clashes:
+            first = sorted({crowd.paths[crowd.image_store[row]] for row in clashes})
+            ids = schema.shorten([crowd.image_id[row] for row in clashes])
+            raise errors.InputError(
+                ", ".join([*first, store.path]),
+                "images",
+                f"{len(clashes)} ids name two different pictures: {ids}",
+                "ids that mean the same picture in all stores",
+                "Prepare one of the stores again under other ids.",
+            )
 
 
-def content(crowd: Crowd, rows: np.ndarray) -> list[str]:
-    """Sha256 of the stored pixels of pictures, rows (B,) of `Crowd.image_id`."""
-    hashes = []
-    starts = range(0, len(rows), 256)
-    for start in tqdm.tqdm(starts, desc="hash pictures", disable=None):
-        block = read_pictures(crowd, rows[start : start + 256])
-        hashes += [hashlib.sha256(p.tobytes()).hexdigest() for p in block]
-    return hashes
+def picture_hashes(crowd: Crowd) -> tuple[str, ...]:
+    """`Crowd.image_sha256`, by reading the pictures where the store has no hashes."""
+    if crowd.image_sha256:
+        return crowd.image_sha256
+    # Only a store that is alone lacks them, so its rows are the crowd's.
+    return tuple(sha for sha, _ in _read_hashes(crowd.paths[0], crowd.pictures[0]))
 
 
 def with_images(crowd: Crowd, num_images: int | None, seed: int) -> Crowd:

@@ -215,6 +215,7 @@ def score_subject(
         },
         "num_test_images": len(samples),
         "num_voxels": subject.num_voxels,
+        "dataset": subject.attrs.get("dataset"),
     }
     return table, summary, found
 
@@ -297,7 +298,7 @@ def evaluate(
 
 def warnings_of(run: experiments.Run) -> list[str]:
     """What every reader of the results must know first."""
-    found = []
+    found = list(run.stores.notes)
     if run.provenance.random:
         found.append(
             "The backbone has random weights: scores say nothing of the method."

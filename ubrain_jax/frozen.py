@@ -178,10 +178,11 @@ def _refuse_seen(trained: Trained, stores: crowd.Crowd) -> None:
     ids = set(trained.seen.values())
     subject = stores.subjects[0]
     rows = subject.image[subject.samples("test")]
+    content = crowd.picture_hashes(stores)
     leaks = [
-        (stores.image_id[row], trained.seen.get(digest, stores.image_id[row]))
-        for row, digest in zip(rows, crowd.content(stores, rows), strict=True)
-        if digest in trained.seen or stores.image_id[row] in ids
+        (stores.image_id[row], trained.seen.get(content[row], stores.image_id[row]))
+        for row in rows
+        if content[row] in trained.seen or stores.image_id[row] in ids
     ]
     if leaks:
         listed = ", ".join(a if a == b else f"{a} (there {b})" for a, b in leaks[:20])
@@ -229,7 +230,8 @@ def features(
     if size <= _SHARE * host_memory():
         return _compute(predictor, params, rows, np.empty(shape, dtype))
     folder = pathlib.Path(cache or f"{run.stores.paths[0].rstrip('/')}.cache")
-    digests = crowd.content(run.stores, rows)
+    content = crowd.picture_hashes(run.stores)
+    digests = [content[row] for row in rows]
     key = json.dumps([trained.sha256, run.experiment.backbone.dtype, digests])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     path, proof = folder / f"{name}.features", folder / f"{name}.sha256"
