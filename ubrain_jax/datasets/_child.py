@@ -46,7 +46,8 @@ def main():
     import h5py
     import numpy as np
 
-    if any(job["do"] in ("mat", "table", "columns") for job in request["jobs"]):
+    of_matlab = [j for j in request["jobs"] if j["do"] in ("mat", "table", "columns")]
+    if not all(_is_hdf5(job["path"]) for job in of_matlab):
         import scipy.io  # noqa: F401
     for name, value in request["limits"].items():
         number = getattr(resource, name)
