@@ -321,7 +321,7 @@ def _table_names(found):
         "",
         f"no table (found: {_names(found)})",
         " or ".join(" and ".join(pair) for pair in TABLES),
-        ANOTHER,
+        "Check that this is the right file, and whole.",
     )
 
 
