@@ -34,10 +34,10 @@ def write_table(path, table, metadata, encoding):
         kind = h5py.string_dtype() if encoding == "vlen" else "S"
         with h5py.File(path, "w") as file:
             file[data] = table
-            file.create_group(meta)
-            file[meta]["key"] = np.array(keys, dtype=kind)
-            file[meta]["description"] = np.array(texts, dtype=kind)
-            file[meta]["value"] = value
+            group = file.create_group(meta)
+            group["key"] = np.array(keys, dtype=kind)
+            group["description"] = np.array(texts, dtype=kind)
+            group["value"] = value
             if encoding == "lower":
                 file["header/ctime"] = "2018-11-21"
                 file["vmap/Label/1443537.022563"] = "n01443537_22563"

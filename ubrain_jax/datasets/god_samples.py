@@ -83,7 +83,7 @@ def read_samples(table: bdata.Table) -> Samples:
             f"{int(np.argmax(no_run))} has {run[no_run][0]:g})",
             "a whole number for each",
         )
-    numbers = _numbers(label, used, table, problems)
+    numbers = numbers_of(label, used, str(table.layout.dtype), problems)
     if not (kind == TRAINING).any():
         schema.add_problem(problems, "DataType", "no training sample", "some (1)")
     schema.raise_problems(table.path, problems, ACTION)
@@ -114,13 +114,24 @@ def read_samples(table: bdata.Table) -> Samples:
     return samples
 
 
-def _numbers(
-    label: np.ndarray,
-    used: np.ndarray,
-    table: bdata.Table,
-    problems: list[schema.Problem],
+def numbers_of(
+    label: np.ndarray, used: np.ndarray, dtype: str, problems: list[schema.Problem]
 ) -> np.ndarray:
-    """Stimulus ids in steps of 1e-6, (T,) int64; 0 where not used."""
+    """Stimulus ids as integers.
+
+    Args:
+        label: (T,) float64 ids.
+        used: (T,) bool: samples whose id matters.
+        dtype: Of the table, for messages.
+        problems: Gets an entry if an id is none, or if ids went through float32.
+
+    Returns:
+        (T,) int64, in steps of 1e-6; 0 where not used and beside a problem.
+
+    Example:
+        >>> numbers_of(np.array([1443537.022563]), np.ones(1, bool), "float64", [])
+        array([1443537022563])
+    """
     numbers = np.zeros(len(label), np.int64)
     found = label[used]
     plausible = (found >= 1) & (found < 1e8)  # False for NaN
@@ -139,7 +150,7 @@ def _numbers(
             problems,
             "stimulus_id",
             f"{len(distinct)} distinct ids in {len(found)} samples, all exact in "
-            f"float32 (the table is {table.layout.dtype}): pictures of a category, "
+            f"float32 (the table is {dtype}): pictures of a category, "
             "1e-6 apart, are no longer told apart",
             "ids in float64",
         )
