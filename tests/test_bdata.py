@@ -196,8 +196,11 @@ def test_positions_are_the_same_for_every_choice_of_columns():
 
 def test_without_a_grid_the_position_is_the_column():
     turned = METADATA["voxel_x"] + 0.5 * METADATA["voxel_y"] ** 2
+    unknown = METADATA["voxel_x"].copy()
+    unknown[1] = np.nan
     for metadata, why in (
         (METADATA | {"voxel_x": turned}, "not on a grid along the axes"),
+        (METADATA | {"voxel_x": unknown}, "unknown for some voxels"),
         ({k: v for k, v in METADATA.items() if k != "voxel_y"}, "no voxel_x, voxel_y"),
     ):
         opened = in_memory(metadata)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests import god_files
-from ubrain_jax import errors
+from ubrain_jax import crowd, errors
 from ubrain_jax.datasets import god, god_samples
 
 NAMES = god_files.names_of(god_files.TRAIN), god_files.names_of(god_files.TEST)
@@ -257,6 +257,9 @@ def test_one_file_of_any_name_is_a_subject(tmp_path, images):
     god_files.write_table(tmp_path / "anna.h5", *god_files.make_subject(1), "lower")
     dataset = god.open_dataset(tmp_path / "anna.h5", images=images)
     assert [s.name for s in dataset.subjects] == ["god-anna"]
+    digest = hashlib.sha256((tmp_path / "anna.h5").read_bytes()).hexdigest()
+    size = (tmp_path / "anna.h5").stat().st_size
+    assert dataset.sources == [{"file": "anna.h5", "size": size, "sha256": digest}]
 
 
 def test_a_subject_in_two_files_is_refused_unless_one_is_meant(write, images):
@@ -323,6 +326,21 @@ def test_missing_pictures_are_listed_before_a_response_is_read(
         f"2 of 11 pictures missing: {NAMES[0][3]}, {NAMES[1][2]}; expected a picture"
     ) in str(caught.value)
     assert caught.value.exit_code == 66
+
+
+def test_the_store_takes_what_the_reader_gives(write, images, tmp_path):
+    root = write(god_files.make_subject(1), god_files.make_subject(2, 31))
+    dataset = god.open_dataset(root, images=images, val_fraction=0.4)
+    crowd.write(str(tmp_path / "god.zarr"), dataset, image_px=28)
+    opened = crowd.open_crowd([str(tmp_path / "god.zarr")])
+    again = god.open_dataset(root, images=images, val_fraction=0.4)
+    for stored, read in zip(opened.subjects, again.subjects, strict=True):
+        assert stored.name == read.name
+        np.testing.assert_array_equal(stored.responses.read().result(), read.responses)
+        ids = [opened.image_id[k] for k in stored.image]
+        assert ids == list(read.image_id)
+        assert stored.roi_names == ("V1", "FFA", "VC")
+        assert stored.attrs["affine"] == read.attrs["affine"]
 
 
 # ---------------------------------------------------------------- bad input

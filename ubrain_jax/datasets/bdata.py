@@ -192,13 +192,15 @@ def positions(table: Table, columns: np.ndarray) -> tuple[np.ndarray, dict[str, 
         mm = np.stack(known, 1)
         there = np.flatnonzero(np.isfinite(mm).all(1))
         placed = grid(mm[there])
-        why = "voxel_x, voxel_y, voxel_z are not on a grid along the axes"
         if placed and np.isin(columns, there).all():
             index = placed[0][np.searchsorted(there, columns)]
             return index, {
                 "space": "voxels on the grid of voxel_x, voxel_y, voxel_z",
                 "affine": placed[1].tolist(),
             }
+        why = "voxel_x, voxel_y, voxel_z are not on a grid along the axes"
+        if placed:
+            why = "voxel_x, voxel_y, voxel_z are unknown for some voxels"
     position = np.full((len(columns), 3), -1, np.int32)
     position[:, 0] = columns
     return position, {

@@ -63,8 +63,9 @@ def open_dataset(
     Returns:
         The dataset; subjects are called "god-subject1", images
         "god/n01443537_22563". Grey pictures become three equal colours, CMYK is
-        converted, EXIF orientation is ignored, as MATLAB does that showed them; all
-        are counted in the report once pictures are read.
+        converted without a colour profile, and EXIF orientation is ignored (assumed:
+        the experiment ran in MATLAB, whose reader ignores it); all are counted in the
+        report once pictures are read.
 
     Raises:
         errors.MissingInputError: If files or pictures are missing; all are listed.
@@ -110,11 +111,12 @@ def open_dataset(
         return "val" if place >= 1 - val_fraction else "train"
 
     sources: list[dict[str, Any]] = []
+    folder = source.parent if source.is_file() else source
 
     def read_subjects() -> Iterator[schema.Subject]:
         for plan in plans:
             subject = _read_subject(plan, keys, split, report)
-            sources.append(schema.describe(paths[plan.name], source))
+            sources.append(schema.describe(paths[plan.name], folder))
             yield subject
 
     def read_images(image_ids: Sequence[str]) -> Iterator[np.ndarray]:
