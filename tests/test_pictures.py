@@ -141,6 +141,33 @@ def test_print_colours_are_refused(tmp_path):
     assert "mode CMYK: print colours" in message(path)
 
 
+def test_print_colours_are_converted_when_told(tmp_path):
+    """Red is magenta and yellow ink; JPEG keeps one colour nearly exact."""
+    path = save(tmp_path / "cmyk.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+    found = pictures.read_image(path, print_colours="convert")
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - (255, 0, 0)).max() < 6
+    with pytest.raises(ValueError, match="'convert' or None"):
+        pictures.read_image(path, print_colours="invert")
+
+
+def test_notes_count_what_a_picture_lost(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = [
+        save(tmp_path / "a.png", RGB),
+        save(tmp_path / "b.png", RGB[..., 0]),
+        save(tmp_path / "c.png", RGB[..., 0], exif=exif),
+        save(tmp_path / "d.jpg", Image.new("CMYK", (8, 8))),
+    ]
+    notes: dict[str, int] = {}
+    for path in paths:
+        pictures.read_image(
+            path, orientation="apply", print_colours="convert", notes=notes
+        )
+    assert notes == {"grey": 2, "orientation": 1, "CMYK": 1}
+
+
 @pytest.mark.parametrize("ending", ["gif", "png", "tiff", "webp"])
 def test_pictures_that_move_are_refused(ending, tmp_path):
     frames = [Image.fromarray(np.roll(RGB, i, 0)) for i in range(4)]

@@ -21,6 +21,17 @@ LEAST_LIMIT = 1 << 30
 MOST_RATIO = 200
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 DAMAGED = "The file is damaged: download it again."
+CHANGED = (
+    "the shape it had when it was opened",
+    "Do not change files while they are read.",
+)
+ANOTHER = "Check that this is the right file."
+# Names that the two parts of a BData table go by.
+TABLES = (("dataSet", "metaData"), ("dataset", "metadata"))
+MOST_KEYS, MOST_CHARACTERS = 1000, 100_000  # of the metadata of a table
+# Bytes of an element of the classes of MATLAB 5.
+SIZES = {"int8": 1, "uint8": 1, "char": 4, "logical": 1, "double": 8, "single": 4}
+SIZES |= {"int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8}
 
 
 class Fault(ValueError):
@@ -35,7 +46,8 @@ def main():
     import h5py
     import numpy as np
 
-    if any(job["do"] == "mat" for job in request["jobs"]):
+    of_matlab = [j for j in request["jobs"] if j["do"] in ("mat", "table", "columns")]
+    if not all(_is_hdf5(job["path"]) for job in of_matlab):
         import scipy.io  # noqa: F401
     for name, value in request["limits"].items():
         number = getattr(resource, name)
@@ -52,6 +64,10 @@ def main():
                     _send({"layout": shape, "dtype": dtype})
             elif job["do"] == "blocks":
                 _send_blocks(h5py, np, job)
+            elif job["do"] == "table":
+                _send_table(h5py, np, job["path"])
+            elif job["do"] == "columns":
+                _send_columns(h5py, np, job)
             else:
                 _send_variables(h5py, np, job)
         except Fault as fault:
@@ -113,13 +129,9 @@ def _check_size(where, declared, path):
     return size
 
 
-def _dataset(h5py, file, job):
-    """The dataset `job["name"]`, which must lie in this file, whole.
-
-    HDF5 would follow links and external storage to other files, and read what was
-    never written as zeros.
-    """
-    name, path, where = job["name"], job["path"], "/" + job["name"]
+def _dataset(h5py, file, job, kinds="biuf"):
+    """The dataset `job["name"]`, which must lie in this file, whole."""
+    name, where = job["name"], "/" + job["name"]
     place = file
     for part in name.split("/"):
         link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
@@ -128,7 +140,7 @@ def _dataset(h5py, file, job):
                 where,
                 f"no such dataset (found: {_names(place)})",
                 f"a dataset {name}",
-                "Check that this is the right file.",
+                ANOTHER,
             )
         if not isinstance(link, h5py.HardLink):
             target = _brief(getattr(link, "filename", "") + ":" + link.path)
@@ -139,12 +151,21 @@ def _dataset(h5py, file, job):
                 "Links are refused: copy the data into one file.",
             )
         place = place[part]
+    return _whole(h5py, place, where, job, kinds)
+
+
+def _whole(h5py, place, where, job, kinds="biuf"):
+    """The object, if it is a dataset of the kinds, inside its file and complete.
+
+    HDF5 would follow external storage to other files, and read what was never written
+    as zeros.
+    """
     if not isinstance(place, h5py.Dataset):
         raise Fault(
             where,
             f"is a group (holds: {_names(place)})",
             "a dataset",
-            "Check that this is the right file.",
+            ANOTHER,
         )
     if place.is_virtual or place.external:
         other = place.external[0][0] if place.external else "other files"
@@ -154,16 +175,12 @@ def _dataset(h5py, file, job):
             "data inside the file",
             "Refused: copy the data into one file.",
         )
-    if place.dtype.kind not in "biuf":
-        raise Fault(
-            where,
-            f"holds {_brief(place.dtype)}",
-            "numbers",
-            "Check that this is the right file.",
-        )
+    wanted = "numbers" if kinds == "biuf" else "text"
+    if place.dtype.kind not in kinds:
+        raise Fault(where, f"holds {_brief(place.dtype)}", wanted, ANOTHER)
     if place.shape is None:
-        raise Fault(where, "is empty", "an array of numbers", DAMAGED)
-    size = _check_size(where, place.nbytes, path)
+        raise Fault(where, "is empty", f"an array of {wanted}", DAMAGED)
+    size = _check_size(where, place.nbytes, job["path"])
     if place.chunks:
         pairs = zip(place.shape, place.chunks, strict=True)
         expected, unit = math.prod(-(-n // c) for n, c in pairs), "chunks"
@@ -200,20 +217,22 @@ def _send_blocks(h5py, np, job):
             )
             if not inside:
                 raise Fault(
-                    "/" + job["name"],
-                    f"shape {shape} has no block {block}",
-                    "the shape it had when it was opened",
-                    "Do not change files while they are read.",
+                    "/" + job["name"], f"shape {shape} has no block {block}", *CHANGED
                 )
             _send_array(np, dataset[tuple(slice(a, b) for a, b in block)])
+
+
+def _is_hdf5(path):
+    """Whether a file is HDF5, bare or behind the 512 bytes of MATLAB."""
+    with open(path, "rb") as file:
+        head = file.read(520)
+    return HDF5_MAGIC in (head[:8], head[512:])
 
 
 def _send_variables(h5py, np, job):
     """One frame for each MATLAB variable, of version 5, 7 or 7.3."""
     path, wanted = job["path"], job["names"]
-    with open(path, "rb") as file:
-        head = file.read(520)
-    if HDF5_MAGIC in (head[:8], head[512:]):
+    if _is_hdf5(path):
         with h5py.File(path, "r") as file:
             found = [n for n in file if not n.startswith("#")]
             _check_found(found, wanted)
@@ -231,11 +250,9 @@ def _send_variables(h5py, np, job):
     table = scipy.io.whosmat(path)
     found = [name for name, *_ in table if name]
     _check_found(found, wanted)
-    sizes = {"int8": 1, "uint8": 1, "char": 4, "logical": 1}
-    sizes |= {"int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "single": 4}
     for name, shape, kind in table:
         if name in wanted:
-            _check_size(name, math.prod(shape) * sizes.get(kind, 8), path)
+            _check_size(name, math.prod(shape) * SIZES.get(kind, 8), path)
     content = scipy.io.loadmat(path, variable_names=wanted)
     for name in wanted:
         array = content[name]
@@ -244,7 +261,7 @@ def _send_variables(h5py, np, job):
                 name,
                 f"holds {_brief(getattr(array, 'dtype', type(array).__name__))}",
                 "an array of numbers or text",
-                "Check that this is the right file.",
+                ANOTHER,
             )
         _send_array(np, array, name=name)
 
@@ -259,8 +276,189 @@ def _check_found(found, wanted):
             "",
             f"lacks {', '.join(lacking)} (found: {_names(found)})",
             ", ".join(wanted),
-            "Check that this is the right file.",
+            ANOTHER,
         )
+
+
+# ---------------------------------------------------------------- BData tables
+
+
+def _send_table(h5py, np, path):
+    """One frame: names, shape and type of a table, keys; then values (keys, columns).
+
+    MATLAB 7.3 stores columns first; it is told by keys that are references.
+    """
+    if not _is_hdf5(path):
+        _send_table_of_version_5(np, path)
+        return
+    with h5py.File(path, "r") as file:
+        name, meta = _table_names(list(file))
+        job = {"do": "table", "path": path}
+        data = _dataset(h5py, file, job | {"name": name})
+        key = _dataset(h5py, file, job | {"name": f"{meta}/key"}, kinds="OS")
+        value = _dataset(h5py, file, job | {"name": f"{meta}/value"})
+        _check_axes(f"/{name}", data.shape)
+        _check_axes(f"/{meta}/value", value.shape)
+        keys, turned = _texts(h5py, file, key, job), _holds_references(h5py, key)
+        values = np.asarray(value[...], np.float64)
+        _send_array(
+            np,
+            values.T if turned else values,
+            encoding="MATLAB 7.3" if turned else "HDF5",
+            name=name,
+            keys=keys,
+            table=list(data.shape)[:: -1 if turned else 1],
+            type=data.dtype.str,
+        )
+
+
+def _table_names(found):
+    """The two names of a table among those in the file."""
+    for pair in TABLES:
+        if set(pair) <= set(found):
+            return pair
+    raise Fault(
+        "",
+        f"no table (found: {_names(found)})",
+        " or ".join(" and ".join(pair) for pair in TABLES),
+        "Check that this is the right file, and whole.",
+    )
+
+
+def _check_axes(where, shape):
+    """Refuses what is no table."""
+    if len(shape) != 2 or 0 in shape:
+        raise Fault(where, f"shape {list(shape)}", "rows and columns", ANOTHER)
+
+
+def _check_texts(where, texts):
+    """Refuses more text than metadata has; returns it printable."""
+    if sum(map(len, texts)) > MOST_CHARACTERS:
+        raise Fault(where, "long texts", f"{MOST_CHARACTERS} characters", DAMAGED)
+    return ["".join(c if c.isprintable() else "?" for c in text) for text in texts]
+
+
+def _holds_references(h5py, dataset):
+    """Whether the elements are references to other objects, as MATLAB's cells are."""
+    return h5py.check_ref_dtype(dataset.dtype) is h5py.Reference
+
+
+def _texts(h5py, file, dataset, job):
+    """Texts of fixed or any length, or of MATLAB's character arrays."""
+    where = dataset.name
+    if dataset.size > MOST_KEYS:
+        raise Fault(where, f"{dataset.size} texts", f"at most {MOST_KEYS}", ANOTHER)
+    if _holds_references(h5py, dataset):
+        texts = [
+            _characters(h5py, file, reference, f"{where}, text {k + 1}", job)
+            for k, reference in enumerate(dataset[...].ravel())
+        ]
+    elif h5py.check_string_dtype(dataset.dtype):
+        texts = [t.decode("utf-8", "replace") for t in dataset[...].ravel().tolist()]
+    else:
+        raise Fault(where, f"holds {_brief(dataset.dtype)}", "text", ANOTHER)
+    return _check_texts(where, texts)
+
+
+def _characters(h5py, file, reference, where, job):
+    """The text of a MATLAB character array, stored as UTF-16."""
+    if not reference:
+        raise Fault(where, "refers to nothing", "text", DAMAGED)
+    place = _whole(h5py, file[reference], where, job, kinds="u")
+    if place.attrs.get("MATLAB_empty", 0):
+        return ""
+    if place.size > MOST_CHARACTERS:
+        raise Fault(where, f"{place.size} characters", "a short text", DAMAGED)
+    codes = place[...].T.ravel()
+    return codes.astype("<u2").tobytes().decode("utf-16-le", "replace")
+
+
+def _send_table_of_version_5(np, path):
+    """The frame of `_send_table` for a MATLAB file of version 5."""
+    import scipy.io
+
+    found = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
+    name, meta = _table_names([n for n in found if n])
+    shape, kind = found[name]
+    if kind not in SIZES or kind in ("char", "logical"):
+        raise Fault(name, f"holds {_brief(kind)}", "numbers", ANOTHER)
+    _check_axes(name, shape)
+    _check_size(name, math.prod(shape) * SIZES[kind], path)
+    struct = scipy.io.loadmat(path, variable_names=[meta], mat_dtype=True)[meta]
+    fields = struct.dtype.names or ()
+    if struct.size != 1 or not {"key", "value"} <= set(fields):
+        raise Fault(
+            meta,
+            f"shape {list(struct.shape)}, fields: {_names(fields)}",
+            "one struct with key and value",
+            ANOTHER,
+        )
+    cell, value = struct["key"].item(), struct["value"].item()
+    if value.dtype.kind not in "biuf":
+        raise Fault(f"{meta}.value", f"holds {_brief(value.dtype)}", "numbers", ANOTHER)
+    _check_axes(f"{meta}.value", value.shape)
+    entries = [np.asarray(entry) for entry in cell.ravel()[: MOST_KEYS + 1]]
+    if len(entries) > MOST_KEYS or any(e.dtype.kind != "U" for e in entries):
+        raise Fault(
+            f"{meta}.key", f"{cell.size} entries", f"at most {MOST_KEYS} texts", ANOTHER
+        )
+    texts = ["".join(entry.ravel().tolist()).rstrip() for entry in entries]
+    _send_array(
+        np,
+        np.asarray(value, np.float64),
+        encoding="MATLAB 5",
+        name=name,
+        keys=_check_texts(f"{meta}.key", texts),
+        table=list(shape),
+        type={"double": "<f8", "single": "<f4"}.get(kind, kind),
+    )
+
+
+def _send_columns(h5py, np, job):
+    """Chosen columns of a table, in frames of some rows or, turned, some columns."""
+    columns = np.array(job["columns"], np.int64)
+    shape = job["shape"][:: -1 if job["turned"] else 1]
+    if not _is_hdf5(job["path"]):
+        import scipy.io
+
+        name = job["name"]
+        table = scipy.io.loadmat(job["path"], variable_names=[name])[name]
+        if table.dtype.kind not in "biuf":
+            raise Fault(name, f"holds {_brief(table.dtype)}", "numbers", ANOTHER)
+        _check_shape(name, table.shape, shape)
+        _send_turned(np, table.T, columns, _step(table.T, 1, job))
+        return
+    with h5py.File(job["path"], "r") as file:
+        table = _dataset(h5py, file, job)
+        _check_shape(table.name, table.shape, shape)
+        step = _step(table, table.chunks[0] if table.chunks else 1, job)
+        if job["turned"]:
+            _send_turned(np, table, columns, step)
+            return
+        for start in range(0, len(table), step):
+            block = table[start : start + step][:, columns]
+            _send_array(np, block, start=start, turned=False)
+
+
+def _check_shape(where, found, expected):
+    """Refuses a table that is another one than when it was opened."""
+    if list(found) != list(expected):
+        raise Fault(where, f"shape {list(found)}, not {list(expected)}", *CHANGED)
+
+
+def _send_turned(np, table, columns, step):
+    """Rows `columns` (ascending) of a table that stores them as rows."""
+    for start in range(0, len(table), step):
+        first, last = np.searchsorted(columns, [start, start + step])
+        if first < last:
+            block = table[start : start + step][columns[first:last] - start]
+            _send_array(np, block, start=int(first), turned=True)
+
+
+def _step(table, whole, job):
+    """Rows to read at once: about `job["block"]` bytes, a multiple of `whole`."""
+    row = math.prod(table.shape[1:]) * table.dtype.itemsize
+    return max(1, job["block"] // row // whole) * whole
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ _LEAST_LIMIT = 1 << 30
 _MOST_RATIO = 200
 _CHILD_MEMORY = 6 << 30  # bytes of address space
 _LONGEST_HEADER = 1 << 20  # bytes of a line of the child
+_TABLE_BLOCK = 64_000_000  # bytes of a table that the child reads at once
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
 _MGH_HEADER = 284  # bytes
 
@@ -47,6 +48,26 @@ class Layout(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
+
+
+class TableLayout(NamedTuple):
+    """What a file holds of a BData table whose T rows and C columns were not read.
+
+    Attributes:
+        encoding: "MATLAB 5", "MATLAB 7.3" or "HDF5".
+        name: Of the table in the file.
+        shape: (T, C): samples, columns.
+        dtype: Of the numbers in the file.
+        keys: K names of metadata.
+        value: (K, columns) float64: metadata of the columns, as many as it describes.
+    """
+
+    encoding: str
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype
+    keys: list[str]
+    value: np.ndarray
 
 
 class Header(NamedTuple):
@@ -165,6 +186,64 @@ def read_hdf5(path: str | os.PathLike, name: str) -> np.ndarray:
         raise layout
     [array] = hdf5_blocks([path], name, [[(0, None)] * len(layout.shape)])
     return array
+
+
+def table_layout(path: str | os.PathLike) -> TableLayout:
+    """Metadata of a BData table in any of its encodings, told by content.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If it is damaged, points outside itself or holds no table.
+    """
+    [(_, header, value)] = _ask([{"do": "table", "path": _absolute(path)}], [path])
+    if value is None:
+        raise RuntimeError("the child sent no metadata")
+    rows, columns = header["table"]
+    return TableLayout(
+        header["encoding"],
+        header["name"],
+        (rows, columns),
+        np.dtype(header["type"]),
+        header["keys"],
+        value,
+    )
+
+
+def table_columns(
+    path: str | os.PathLike, layout: TableLayout, columns: np.ndarray
+) -> np.ndarray:
+    """Reads columns of a BData table; the others are never in this process.
+
+    Args:
+        path: The file.
+        layout: Its `table_layout`.
+        columns: (V,) column numbers, ascending.
+
+    Returns:
+        (T, V) float64, in C order.
+
+    Raises:
+        errors.InputError: As `table_layout`, or if the file has changed since.
+    """
+    table = np.full((layout.shape[0], len(columns)), np.nan)
+    job = {
+        "do": "columns",
+        "path": _absolute(path),
+        "name": layout.name,
+        "turned": layout.encoding == "MATLAB 7.3",
+        "columns": columns.tolist(),
+        "shape": layout.shape,
+        "block": _TABLE_BLOCK,
+    }
+    for _, header, array in _ask([job], [path]):
+        if array is None:
+            continue
+        start = header["start"]
+        if header["turned"]:
+            table[:, start : start + len(array)] = array.T
+        else:
+            table[start : start + len(array)] = array
+    return table
 
 
 def _absolute(path: str | os.PathLike) -> str:

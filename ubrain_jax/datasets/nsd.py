@@ -184,11 +184,11 @@ def open_dataset(
     common = [experiment / "nsd_expdesign.mat", brick]
     report: list[str] = []
     design, catalogue, layout = None, None, None
-    with _collected(faults):
+    with schema.collected(faults):
         design = read_design(common[0])
     sessions_of: dict[str, dict[int, tuple[pathlib.Path, ...]]] = {}
     for name in chosen:
-        with _collected(faults):
+        with schema.collected(faults):
             sessions_of[name] = _find_sessions(folders[name], space, sessions)
     betas_files = [
         path
@@ -197,13 +197,13 @@ def open_dataset(
         for path in paths
     ]
     layouts = _read_layouts(brick, betas_files)
-    with _collected(faults):
+    with schema.collected(faults):
         layout = _check_brick(brick, layouts[brick])
     table = experiment / "nsd_stim_info_merged.csv"
     if not table.exists():
         report.append(f"{table.name} is not on disk: not compared with the design")
     elif design is not None:
-        with _collected(faults):
+        with schema.collected(faults):
             catalogue = _read_catalogue(table, design)
             common.append(table)
     plans = []
@@ -224,7 +224,7 @@ def open_dataset(
         report += [f"{name}: {note}" for note in notes]
     for plan in plans:
         shown = np.unique(np.concatenate(list(plan.trials.values())))
-        with _collected(faults):
+        with schema.collected(faults):
             _check_pictures(plan.name, shown, layout, brick, catalogue, table)
     _raise(source, faults)
     if design is None or layout is None:  # then there was a fault
@@ -272,31 +272,9 @@ def image_id(number: int) -> str:
 # ---------------------------------------------------------------- faults
 
 
-@contextlib.contextmanager
-def _collected(faults: list[errors.InputError]) -> Iterator[None]:
-    """Notes an input error instead of raising it."""
-    try:
-        yield
-    except errors.InputError as error:
-        faults.append(error)
-
-
 def _raise(source: pathlib.Path, faults: list[errors.InputError]) -> None:
     """Raises the faults as one error; returns if there is none."""
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        missing = all(isinstance(f, errors.MissingInputError) for f in faults)
-        kind = errors.MissingInputError if missing else errors.InputError
-        inside = [str(fault).replace(f"{source}{os.sep}", "") for fault in faults]
-        texts = [f"({i + 1}) {text}" for i, text in enumerate(inside)]
-        raise kind(
-            source,
-            "",
-            f"{len(faults)} faults: {schema.shorten(texts, ' ')}",
-            "NSD's files, complete and of one release",
-            "Mend all of these.",
-        )
+    schema.raise_faults(source, faults, "NSD's files, complete and of one release")
 
 
 # ---------------------------------------------------------------- design
@@ -404,7 +382,7 @@ def read_design(path: str | os.PathLike) -> Design:
     faults: list[errors.InputError] = []
     tables: dict[str, np.ndarray] = {}
     for name in names:
-        with _collected(faults):
+        with schema.collected(faults):
             tables[name] = _integers(path, name, read[name])
 
     def fault(where: str, found: str, expected: str) -> None:
@@ -750,7 +728,7 @@ def _headers(
 
     for path in paths:
         surface = path.suffix in _SURFACE
-        with _collected(faults):
+        with schema.collected(faults):
             if path.suffix in _HDF5:
                 layout, affine = layouts[path], None
                 if isinstance(layout, errors.InputError):
@@ -823,7 +801,7 @@ def _check_sessions(
         if fault:
             where = "/betas" if path.suffix in _HDF5 else ""
             faults.append(errors.InputError(path, where, *fault))
-        with _collected(faults):
+        with schema.collected(faults):
             _check_affine(path, own_affine, affine, "betas")
 
 
@@ -895,7 +873,7 @@ def _read_atlases(
                 )
             )
             continue
-        with _collected(faults):
+        with schema.collected(faults):
             parts = []
             for side, path in enumerate(paths):
                 volume = read(path)
@@ -1087,7 +1065,7 @@ def _inspect(
     responses = source / "nsddata/ppdata" / name / "behav/responses.tsv"
     trials = None
     if design is not None:
-        with _collected(faults):
+        with schema.collected(faults):
             trials = _read_trials(responses, int(match[1]), design)
     atlases, shapes, affine = _read_atlases(source, name, surface, faults, notes)
     if sessions is not None:
@@ -1097,12 +1075,12 @@ def _inspect(
         return None
     shape = atlases[0].labels.shape
     chosen = None
-    with _collected(faults):
+    with schema.collected(faults):
         chosen, text, paths = _select(name, atlases, shape, mask, affine, surface)
     if chosen is None:
         return None
     ncsnr = None
-    with _collected(faults):
+    with schema.collected(faults):
         ncsnr, ncsnr_paths = _read_ncsnr(folder, surface, shapes, chosen, affine)
     if len(faults) > before or ncsnr is None or sessions is None or trials is None:
         return None
@@ -1276,9 +1254,7 @@ def add_z_scores(
 ) -> np.ndarray:
     """Z-scores one session and adds each trial to the row of its picture.
 
-    Computed in float64 with ddof=0. A voxel counts as constant if its variance is
-    within the rounding error of the mean (the rule of scikit-learn's
-    `_is_constant_feature`); constant voxels add 0.
+    Computed as `schema.z_score` does; constant voxels add 0.
 
     Args:
         betas: (T, V), in any unit.
@@ -1289,19 +1265,13 @@ def add_z_scores(
     Returns:
         (V,) bool: voxels that are constant in the session and not skipped.
     """
-    num_trials, num = betas.shape
+    num = betas.shape[1]
     constant = np.zeros(num, bool)
-    eps = np.finfo(np.float64).eps
     for start in range(0, num, _BLOCK):
         part = slice(start, start + _BLOCK)
         z = betas[:, part].astype(np.float64)
         z[:, skip[part]] = 0
-        mean = z.mean(0)
-        z -= mean
-        var = np.mean(z * z, 0)
-        flat = var <= num_trials * eps * var + (num_trials * mean * eps) ** 2
-        z /= np.sqrt(np.where(flat, 1, var))
-        z[:, flat] = 0
+        flat = schema.z_score(z)
         constant[part] = flat & ~skip[part]
         for trial, place in enumerate(row):
             total[place, part] += z[trial]

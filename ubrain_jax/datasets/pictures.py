@@ -33,6 +33,8 @@ def read_image(
     *,
     background: str | None = None,
     orientation: str | None = None,
+    print_colours: str | None = None,
+    notes: dict[str, int] | None = None,
 ) -> np.ndarray:
     """Decodes one picture file.
 
@@ -42,6 +44,9 @@ def read_image(
             refuses pictures that have any.
         orientation: "apply" turns the picture as its EXIF tag says, "ignore" keeps
             the stored rows. None refuses pictures whose tag asks for a turn.
+        print_colours: "convert" turns CMYK into RGB as Pillow does, without a colour
+            profile. None refuses it.
+        notes: Counts what was changed or ignored: "grey", "CMYK", "orientation".
 
     Returns:
         (y, x, 3) uint8, red first.
@@ -77,9 +82,14 @@ def read_image(
             # Pillow warns of odd metadata, and of sizes that are an error below.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                _check_header(path, image)
+                _check_header(path, image, print_colours)
                 image.load()
-                return _rgb(path, _turn(path, image, orientation), background)
+                turned = _turn(path, image, orientation)
+                if notes is not None:
+                    _note(image, notes)
+                if image.mode == "CMYK":
+                    turned = turned.convert("RGB")
+                return _rgb(path, turned, background)
     except Image.UnidentifiedImageError:
         start = content[:8].hex(" ")
         raise errors.InputError(
@@ -162,8 +172,24 @@ def fit(
     return image[top : top + px, left : left + px].copy()
 
 
-def _check_header(path: pathlib.Path, image: ImageFile.ImageFile) -> None:
+def _note(image: Image.Image, notes: dict[str, int]) -> None:
+    """Counts what a picture has that the result has not."""
+    tag = image.getexif().get(_EXIF_ORIENTATION, 1)
+    facts = {
+        "grey": image.mode in ("L", "LA", "1"),
+        "CMYK": image.mode == "CMYK",
+        "orientation": tag != 1,
+    }
+    for name in (name for name, holds in facts.items() if holds):
+        notes[name] = notes.get(name, 0) + 1
+
+
+def _check_header(
+    path: pathlib.Path, image: ImageFile.ImageFile, print_colours: str | None
+) -> None:
     """Size, frames and bits, before a pixel is decoded."""
+    if print_colours not in (None, "convert"):
+        raise ValueError(f"print_colours is {print_colours!r}; 'convert' or None")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise errors.InputError(
@@ -183,7 +209,8 @@ def _check_header(path: pathlib.Path, image: ImageFile.ImageFile) -> None:
             "Save the frame that was shown as a picture of its own.",
         )
     kind = {"CMYK": "print colours", "YCbCr": "video colours", "LAB": "Lab colours"}
-    if image.mode not in _LIGHT + _CLEAR or _is_deep(image):
+    converted = image.mode == "CMYK" and print_colours == "convert"
+    if _is_deep(image) or not (converted or image.mode in _LIGHT + _CLEAR):
         raise errors.InputError(
             path,
             f"mode {image.mode}",

@@ -4,6 +4,7 @@ Readers are numpy only. They stop with `errors.InputError` at the first group of
 faults; whatever they leave out (voxels, sessions, images) they count and report.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -159,6 +160,45 @@ def raise_problems(
         )
 
 
+@contextlib.contextmanager
+def collected(faults: list[errors.InputError]) -> Iterator[None]:
+    """Notes an input error instead of raising it."""
+    try:
+        yield
+    except errors.InputError as error:
+        faults.append(error)
+
+
+def raise_faults(
+    source: str | os.PathLike, faults: Sequence[errors.InputError], expected: str
+) -> None:
+    """Raises the faults as one error; returns if there is none.
+
+    Args:
+        source: Folder that the listed faults leave out of their places.
+        faults: From `collected`.
+        expected: What several faults together are measured against.
+
+    Raises:
+        errors.InputError: If there is a fault; `MissingInputError` if something is
+            missing and all else is right.
+    """
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        missing = all(isinstance(f, errors.MissingInputError) for f in faults)
+        kind = errors.MissingInputError if missing else errors.InputError
+        inside = [str(f).replace(f"{os.fspath(source)}{os.sep}", "") for f in faults]
+        texts = [f"({i + 1}) {text}" for i, text in enumerate(inside)]
+        raise kind(
+            source,
+            "",
+            f"{len(faults)} faults: {shorten(texts, ' ')}",
+            expected,
+            "Mend all of these.",
+        )
+
+
 def add_problem(problems: list[Problem], where: str, found: str, expected: str) -> None:
     """Notes a problem."""
     problems.append(Problem(where, found, expected))
@@ -216,6 +256,33 @@ def open_npy(
             "an array of numbers",
         )
     return None
+
+
+def z_score(block: np.ndarray) -> np.ndarray:
+    """Z-scores each column in place, with ddof=0; constant columns become 0.
+
+    A column counts as constant if its variance is within the rounding error of the
+    mean (the rule of scikit-learn's `_is_constant_feature`).
+
+    Args:
+        block: (T, V) float64, finite.
+
+    Returns:
+        (V,) bool: columns that are constant.
+
+    Example:
+        >>> block = np.array([[1.0, 5.0], [3.0, 5.0]])
+        >>> z_score(block).tolist(), block.tolist()
+        ([False, True], [[-1.0, 0.0], [1.0, 0.0]])
+    """
+    num, eps = len(block), np.finfo(np.float64).eps
+    mean = block.mean(0)
+    block -= mean
+    var = np.mean(block * block, 0)
+    flat = var <= num * eps * var + (num * mean * eps) ** 2
+    block /= np.sqrt(np.where(flat, 1, var))
+    block[:, flat] = 0
+    return flat
 
 
 def num_constant(responses: np.ndarray, rows: np.ndarray) -> int:
