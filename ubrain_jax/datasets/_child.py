@@ -19,6 +19,7 @@ import sys
 # Bytes that a file may declare: 200 times its size, and at least this.
 LEAST_LIMIT = 1 << 30
 MOST_RATIO = 200
+MOST_VARIABLES = 1000  # of a MATLAB file, listed
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 DAMAGED = "The file is damaged: download it again."
 
@@ -35,7 +36,7 @@ def main():
     import h5py
     import numpy as np
 
-    if any(job["do"] == "mat" for job in request["jobs"]):
+    if any(job["do"] in ("mat", "list") for job in request["jobs"]):
         import scipy.io  # noqa: F401
     for name, value in request["limits"].items():
         number = getattr(resource, name)
@@ -52,6 +53,8 @@ def main():
                     _send({"layout": shape, "dtype": dtype})
             elif job["do"] == "blocks":
                 _send_blocks(h5py, np, job)
+            elif job["do"] == "list":
+                _send_list(h5py, job)
             else:
                 _send_variables(h5py, np, job)
         except Fault as fault:
@@ -208,12 +211,43 @@ def _send_blocks(h5py, np, job):
             _send_array(np, dataset[tuple(slice(a, b) for a, b in block)])
 
 
+def _is_hdf5(path):
+    """Whether a MATLAB file is of version 7.3."""
+    with open(path, "rb") as file:
+        head = file.read(520)
+    return HDF5_MAGIC in (head[:8], head[512:])
+
+
+def _send_list(h5py, job):
+    """Names, shapes and whether they hold numbers, of all MATLAB variables."""
+    path, found = job["path"], []
+    packed = _is_hdf5(path)
+    if packed:
+        with h5py.File(path, "r") as file:
+            for name in file:
+                link = file.get(name, getlink=True)
+                if name.startswith("#") or not isinstance(link, h5py.HardLink):
+                    continue
+                place = file[name]
+                plain = isinstance(place, h5py.Dataset) and place.dtype.kind in "biuf"
+                kind = place.attrs.get("MATLAB_class", b"")
+                plain = plain and kind not in (b"char", b"cell")
+                shape = list(place.shape or ())[::-1] if plain else []
+                found.append([_brief(name), shape, plain])
+    else:
+        import scipy.io
+
+        kinds = ("double", "single", "logical")
+        for name, shape, kind in scipy.io.whosmat(path):
+            plain = kind in kinds or kind.startswith(("int", "uint"))
+            found.append([_brief(name), list(shape), plain])
+    _send({"variables": found[:MOST_VARIABLES], "hdf5": packed})
+
+
 def _send_variables(h5py, np, job):
     """One frame for each MATLAB variable, of version 5, 7 or 7.3."""
     path, wanted = job["path"], job["names"]
-    with open(path, "rb") as file:
-        head = file.read(520)
-    if HDF5_MAGIC in (head[:8], head[512:]):
+    if _is_hdf5(path):
         with h5py.File(path, "r") as file:
             found = [n for n in file if not n.startswith("#")]
             _check_found(found, wanted)
