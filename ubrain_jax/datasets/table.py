@@ -335,10 +335,10 @@ def _labels(trials: table_trials.Trials, kind: str) -> list[str]:
 def _opening_lines(plan: table_subject.Plan, shown: table_trials.Pictures) -> list[str]:
     """What is known before the betas are read."""
     trials, lines = plan.trials, []
-    dtypes = ", ".join(plan.betas.dtypes)
+    kinds = ", ".join(plan.betas.kinds)
     lines.append(
         f"betas of {plan.betas.shape[0]} trials and {plan.betas.shape[1]} voxels "
-        f"({dtypes})"
+        f"({kinds})"
     )
     if trials.ignored:
         names = schema.shorten(trials.ignored, most=8)

@@ -40,11 +40,11 @@ class Mask(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One file; `open` gives what reads it."""
+    """One file; `open` gives what reads it, `kind` says of which numbers."""
 
     path: pathlib.Path
     shape: tuple[int, int]
-    dtype: np.dtype
+    kind: str
     open: Callable[[], Take]
 
 
@@ -54,14 +54,14 @@ class Betas(NamedTuple):
     Attributes:
         paths: Files, in the order of their trials.
         shape: (T, V).
-        dtypes: Types in the files.
+        kinds: Types of the numbers in the files.
         lengths: Trials in each file.
         read: For sorted trials (n,) and a slice of voxels, (n, voxels) as stored.
     """
 
     paths: list[pathlib.Path]
     shape: tuple[int, int]
-    dtypes: list[str]
+    kinds: list[str]
     lengths: list[int]
     read: Take
 
@@ -143,9 +143,9 @@ def open_betas(sources: Sequence[str | os.PathLike], mask: Mask | None) -> Betas
                 blocks.append(held[k](mine, columns))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    dtypes = sorted({str(part.dtype.newbyteorder("=")) for part in parts})
+    kinds = sorted({part.kind for part in parts})
     lengths = [part.shape[0] for part in parts]
-    return Betas([p.path for p in parts], (sum(lengths), num), dtypes, lengths, read)
+    return Betas([p.path for p in parts], (sum(lengths), num), kinds, lengths, read)
 
 
 def size(path: pathlib.Path) -> int:
@@ -202,6 +202,11 @@ def _check(path: pathlib.Path, where: str, shape: tuple, dtype: np.dtype) -> Non
         )
 
 
+def _kind(dtype: np.dtype) -> str:
+    """A type without its byte order, for the report."""
+    return str(dtype.newbyteorder("="))
+
+
 def _rows(array: Any, rows: np.ndarray, columns: slice) -> np.ndarray:
     """Rows and columns of an array on disk; a run of rows is one read."""
     if rows[-1] - rows[0] + 1 == len(rows):
@@ -223,7 +228,7 @@ def _open_npy(path: pathlib.Path) -> _Part:
             path, "", problems[0].found, problems[0].expected, _AGAIN
         )
     _check(path, "", array.shape, array.dtype)
-    return _Part(path, array.shape, array.dtype, lambda: _take_from(array))
+    return _Part(path, array.shape, _kind(array.dtype), lambda: _take_from(array))
 
 
 def _open_mat(path: pathlib.Path, name: str) -> _Part:
@@ -242,17 +247,18 @@ def _open_mat(path: pathlib.Path, name: str) -> _Part:
             f"Say which: --betas={path.name}:NAME.",
         )
     variable = chosen[0]
-    dtype = np.dtype("f8")  # what a table may be at most, if it is not HDF5
     if not variable.numeric:
         raise errors.InputError(
             path, variable.name, "holds no numbers", "a table of numbers", _AGAIN
         )
-    _check(path, variable.name, variable.shape, dtype)
+    # Before 7.3 the type shows when it is read: MATLAB packs whole numbers.
+    _check(path, variable.name, variable.shape, np.dtype(np.float64))
+    kind = "MATLAB numbers"
     if variable.hdf5:
         [layout] = files.hdf5_layouts([(path, variable.name)])
         if isinstance(layout, errors.InputError):
             raise layout
-        dtype = layout.dtype
+        kind = _kind(layout.dtype)
 
     def take(rows: np.ndarray, columns: slice) -> np.ndarray:
         first = int(rows[0])
@@ -267,7 +273,7 @@ def _open_mat(path: pathlib.Path, name: str) -> _Part:
         _check(path, variable.name, array.shape, array.dtype)
         return _take_from(array)
 
-    return _Part(path, (variable.shape[0], variable.shape[1]), dtype, load)
+    return _Part(path, (variable.shape[0], variable.shape[1]), kind, load)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -321,7 +327,7 @@ def _open_nifti(path: pathlib.Path, mask: Mask | None) -> _Part:
             betas[trial] = row * header.slope + header.intercept if scaled else row
         return _take_from(betas)
 
-    return _Part(path, (header.shape[3], len(where)), header.dtype, load)
+    return _Part(path, (header.shape[3], len(where)), _kind(header.dtype), load)
 
 
 def _open_zarr(path: pathlib.Path, name: str) -> _Part:
@@ -362,7 +368,7 @@ def _open_zarr(path: pathlib.Path, name: str) -> _Part:
             f"{node.fill_value} there, leave those voxels or trials out.",
         )
     shape = (node.shape[0], node.shape[1])
-    return _Part(path, shape, np.dtype(node.dtype), lambda: _take_from(node))
+    return _Part(path, shape, _kind(np.dtype(node.dtype)), lambda: _take_from(node))
 
 
 @contextlib.contextmanager

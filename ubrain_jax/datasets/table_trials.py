@@ -312,7 +312,10 @@ def _read_text(path: pathlib.Path) -> str:
         raise errors.MissingInputError(
             path, "", "no such file", "a table, .csv or .tsv", "Check the path."
         )
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(error) from error
     if content[:4] == b"PK\x03\x04":
         raise errors.InputError(path, "", "an Excel workbook", "text", _RESAVE)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content:
@@ -324,6 +327,17 @@ def _read_text(path: pathlib.Path) -> str:
         raise errors.InputError(
             path, f"line {line}", "characters that are not UTF-8", "UTF-8 text", _RESAVE
         ) from error
+
+
+def _unreadable(error: OSError) -> errors.InputError:
+    """A file or folder that the disk or its owner withholds."""
+    return errors.InputError(
+        error.filename or "input",
+        "",
+        f"cannot be read ({error.strerror or error})",
+        "permission to read it",
+        "Check the disk and the permissions.",
+    )
 
 
 def _delimiter(path: pathlib.Path) -> str:
@@ -377,7 +391,11 @@ def _check_splits(
 def _list_folder(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Files by their names inside the folder."""
     known: dict[str, pathlib.Path] = {}
-    for place, _, names in os.walk(folder):
+
+    def stop(error: OSError) -> None:  # or a folder would be passed over in silence
+        raise _unreadable(error) from error
+
+    for place, _, names in os.walk(folder, onerror=stop):
         for name in names:
             if name.startswith("."):  # settings of macOS, locks of editors
                 continue
@@ -412,12 +430,16 @@ def _missing(
         return f"{folders}/{last.lstrip('0')}"
 
     like = {loosely(name): name for names in stems.values() for name in names}
-    close = next((like[loosely(n)] for n in missing if loosely(n) in like), None)
-    examples = [names[0] for names in stems.values()]
-    action = f"The folder holds {schema.shorten(examples, most=3) or 'no pictures'}."
-    if close is not None:
-        name = next(n for n in missing if loosely(n) in like)
-        action = f"Is {name} the file {close}? Write names as the files have them."
+    close = [(n, like[loosely(n)]) for n in missing if loosely(n) in like]
+    if close:
+        action = "Is {} the file {}? Write names as the files have them.".format(
+            *close[0]
+        )
+    else:
+        examples = [names[0] for names in stems.values()]
+        action = (
+            f"The folder holds {schema.shorten(examples, most=3) or 'no pictures'}."
+        )
     return errors.MissingInputError(
         folder,
         "",
