@@ -70,6 +70,23 @@ class TableLayout(NamedTuple):
     value: np.ndarray
 
 
+class Variable(NamedTuple):
+    """A variable of a MATLAB file that was not read.
+
+    Attributes:
+        name: As in MATLAB.
+        shape: Axes in MATLAB's order; empty if it may hold no numbers.
+        numeric: Whether it is an array of numbers.
+        hdf5: Whether the file is of version 7.3, so that `hdf5_blocks` reads it; the
+            axes are the other way round there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numeric: bool
+    hdf5: bool
+
+
 class Header(NamedTuple):
     """What the header of a volume or surface file says.
 
@@ -116,6 +133,24 @@ def read_mat(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndar
     """
     jobs = [{"do": "mat", "path": _absolute(path), "names": list(names)}]
     return {h["name"]: a for _, h, a in _ask(jobs, [path]) if a is not None}
+
+
+def list_mat(path: str | os.PathLike) -> list[Variable]:
+    """Lists the variables of a MATLAB file of version 5, 7 or 7.3.
+
+    Returns:
+        At most 1000 variables; links to other files are passed over.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If it is damaged.
+    """
+    jobs = [{"do": "list", "path": _absolute(path)}]
+    return [
+        Variable(name, tuple(shape), numeric, header["hdf5"])
+        for _, header, _ in _ask(jobs, [path])
+        for name, shape, numeric in header["variables"]
+    ]
 
 
 def hdf5_layouts(

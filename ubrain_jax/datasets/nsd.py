@@ -976,7 +976,7 @@ def _select(
     by_name = {atlas.name: atlas for atlas in atlases}
     text = os.fspath(mask) if mask is not None else "nsdgeneral"
     if text.endswith((".nii", ".nii.gz")) and not surface:
-        return _read_mask(pathlib.Path(text), shape, affine), text, [pathlib.Path(text)]
+        return read_mask(pathlib.Path(text), shape, affine), text, [pathlib.Path(text)]
     if text in by_name:
         chosen = by_name[text].labels > 0
         if mask is None and surface and "nsdgeneralRSC" in by_name:
@@ -1006,10 +1006,22 @@ def _select(
     return chosen, text, []
 
 
-def _read_mask(
+def read_mask(
     path: pathlib.Path, shape: tuple[int, ...], affine: np.ndarray | None
 ) -> np.ndarray:
-    """A NIfTI file of 0 and 1 (-1 counts as 0)."""
+    """Reads a mask: a NIfTI file of 0 and 1 (-1 counts as 0).
+
+    Args:
+        path: The file.
+        shape: Grid that the mask must have.
+        affine: Voxel to mm that it must have; None is not compared.
+
+    Returns:
+        (X, Y, Z) bool.
+
+    Raises:
+        errors.InputError: If it is on another grid, no mask, or empty.
+    """
     volume = files.read_nifti(path)
 
     def fault(found: str, expected: str, action: str) -> errors.InputError:
