@@ -35,7 +35,7 @@ def main():
     import h5py
     import numpy as np
 
-    if any(job["do"] == "mat" for job in request["jobs"]):
+    if any(job["do"] in ("mat", "whos") for job in request["jobs"]):
         import scipy.io  # noqa: F401
     for name, value in request["limits"].items():
         number = getattr(resource, name)
@@ -52,6 +52,8 @@ def main():
                     _send({"layout": shape, "dtype": dtype})
             elif job["do"] == "blocks":
                 _send_blocks(h5py, np, job)
+            elif job["do"] == "whos":
+                _send_layouts(h5py, job["path"])
             else:
                 _send_variables(h5py, np, job)
         except Fault as fault:
@@ -208,12 +210,43 @@ def _send_blocks(h5py, np, job):
             _send_array(np, dataset[tuple(slice(a, b) for a, b in block)])
 
 
+def _is_hdf5(path):
+    """Whether a MATLAB file is of version 7.3, HDF5 behind 512 bytes or none."""
+    with open(path, "rb") as file:
+        head = file.read(520)
+    return HDF5_MAGIC in (head[:8], head[512:])
+
+
+def _send_layouts(h5py, path):
+    """One frame for each MATLAB variable of numbers: name, shape, type."""
+    if _is_hdf5(path):
+        with h5py.File(path, "r") as file:
+            for name in file:
+                link = file.get(name, getlink=True)
+                if not isinstance(link, h5py.HardLink):
+                    continue
+                place = file[name]
+                shape = getattr(place, "shape", None)  # none in a group, or if empty
+                if shape is not None and place.dtype.kind in "biuf":
+                    layout, dtype = list(shape[::-1]), place.dtype.str
+                    _send({"name": name, "layout": layout, "dtype": dtype})
+        return
+
+    import scipy.io
+
+    dtypes = {"single": "float32", "double": "float64", "logical": "bool"}
+    integers = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    dtypes |= {name: name for name in integers}
+    for name, shape, kind in scipy.io.whosmat(path):
+        if kind in dtypes:
+            shape = [int(n) for n in shape]
+            _send({"name": name, "layout": shape, "dtype": dtypes[kind]})
+
+
 def _send_variables(h5py, np, job):
     """One frame for each MATLAB variable, of version 5, 7 or 7.3."""
     path, wanted = job["path"], job["names"]
-    with open(path, "rb") as file:
-        head = file.read(520)
-    if HDF5_MAGIC in (head[:8], head[512:]):
+    if _is_hdf5(path):
         with h5py.File(path, "r") as file:
             found = [n for n in file if not n.startswith("#")]
             _check_found(found, wanted)

@@ -38,6 +38,7 @@ _LEAST_LIMIT = 1 << 30
 _MOST_RATIO = 200
 _CHILD_MEMORY = 6 << 30  # bytes of address space
 _LONGEST_HEADER = 1 << 20  # bytes of a line of the child
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
 _MGH_HEADER = 284  # bytes
 
@@ -165,6 +166,68 @@ def read_hdf5(path: str | os.PathLike, name: str) -> np.ndarray:
         raise layout
     [array] = hdf5_blocks([path], name, [[(0, None)] * len(layout.shape)])
     return array
+
+
+def mat_layouts(
+    paths: Sequence[str | os.PathLike],
+) -> list[dict[str, Layout]]:
+    """Shapes and types of the variables of MATLAB files, without reading them.
+
+    Args:
+        paths: Files of version 5, 7 or 7.3.
+
+    Returns:
+        For each file its variables of numbers by name, axes in MATLAB's order.
+        Variables of other kinds (structures, cells, links to other files) are left
+        out.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If one is damaged.
+    """
+    jobs = [{"do": "whos", "path": _absolute(path)} for path in paths]
+    found: list[dict[str, Layout]] = [{} for _ in paths]
+    for job, header, _ in _ask(jobs, paths):
+        shape, dtype = header["layout"], np.dtype(header["dtype"])
+        found[job][header["name"]] = Layout(tuple(shape), dtype)
+    return found
+
+
+def mat_blocks(
+    path: str | os.PathLike,
+    name: str,
+    blocks: Sequence[Sequence[tuple[int, int | None]]],
+) -> Iterator[np.ndarray]:
+    """Reads parts of one variable of a MATLAB file.
+
+    Of version 7.3 one part is in memory at a time, so parts along the last axis, the
+    slowest on disk, are cheapest. Versions 5 and 7 cannot be read in parts: the whole
+    variable is in memory.
+
+    Args:
+        path: File of version 5, 7 or 7.3.
+        name: Of the variable, an array of numbers.
+        blocks: For each part (start, stop) along every axis, in MATLAB's order; stop
+            None is the end.
+
+    Yields:
+        The parts, axes in MATLAB's order.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If it is damaged or lacks the variable.
+    """
+    _check_file(path)
+    with pathlib.Path(path).open("rb") as file:
+        head = file.read(520)
+    if _HDF5_MAGIC in (head[:8], head[512:]):
+        reverse = [list(reversed(block)) for block in blocks]
+        for array in hdf5_blocks([path], name, reverse):
+            yield array.T
+        return
+    whole = read_mat(path, [name])[name]
+    for block in blocks:
+        yield whole[tuple(slice(start, stop) for start, stop in block)]
 
 
 def _absolute(path: str | os.PathLike) -> str:
