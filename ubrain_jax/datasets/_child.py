@@ -35,7 +35,8 @@ def main():
     import h5py
     import numpy as np
 
-    if any(job["do"] in ("mat", "whos") for job in request["jobs"]):
+    mat = [job["path"] for job in request["jobs"] if job["do"] in ("mat", "whos")]
+    if not all(_is_hdf5(path) for path in mat):
         import scipy.io  # noqa: F401
     for name, value in request["limits"].items():
         number = getattr(resource, name)
@@ -229,7 +230,7 @@ def _send_layouts(h5py, path):
                 shape = getattr(place, "shape", None)  # none in a group, or if empty
                 if shape is not None and place.dtype.kind in "biuf":
                     layout, dtype = list(shape[::-1]), place.dtype.str
-                    _send({"name": name, "layout": layout, "dtype": dtype})
+                    _send({"name": _brief(name), "layout": layout, "dtype": dtype})
         return
 
     import scipy.io
@@ -240,7 +241,7 @@ def _send_layouts(h5py, path):
     for name, shape, kind in scipy.io.whosmat(path):
         if kind in dtypes:
             shape = [int(n) for n in shape]
-            _send({"name": name, "layout": shape, "dtype": dtypes[kind]})
+            _send({"name": _brief(name), "layout": shape, "dtype": dtypes[kind]})
 
 
 def _send_variables(h5py, np, job):

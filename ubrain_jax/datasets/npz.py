@@ -70,11 +70,14 @@ def headers(path: str | os.PathLike) -> dict[str, Header]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
+                if not name.isprintable():
+                    raise ValueError(f"a name of {len(name)} odd characters")
                 if name in found:
                     raise ValueError("twice in the archive")
                 found[name] = _header(archive, info)
     except _DAMAGED as error:
-        raise _damaged(path, name, error) from None
+        place = name if name.isprintable() else ""
+        raise _damaged(path, place, error) from None
     return found
 
 

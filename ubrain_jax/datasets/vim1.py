@@ -117,10 +117,10 @@ def open_dataset(
     choices, score_paths = {}, []
     for name, plan in plans.items():
         scores = None
-        if voxels not in RULES:
-            score_paths.append(pathlib.Path(voxels.replace("{subject}", name)))
-            scores = _read_scores(score_paths[-1], len(plan.region))
         rule = _rule(source, name, plan, voxels)
+        if rule not in RULES:
+            score_paths.append(pathlib.Path(rule))
+            scores = _read_scores(score_paths[-1], len(plan.region))
         if voxels == "auto" and rule == "all":
             report.append(
                 f"vim1-{name}: no single trials and no SNR in the files, so every "
@@ -237,7 +237,7 @@ def _rule(source: pathlib.Path, name: str, plan: vim1_files.Plan, voxels: str) -
             f"S{name[1:]}aux.mat",
             "Add them, or choose roi, all or a file of scores.",
         )
-    return voxels
+    return voxels.replace("{subject}", name)
 
 
 def _read_scores(path: pathlib.Path, num_voxels: int) -> np.ndarray:
@@ -365,8 +365,7 @@ def _read_subject(
         )
     responses = read.values[:, keep]
     region, names, empty = _regions(plan, keep)
-    mean = float(np.median(responses.mean(0, dtype=np.float64)))
-    spread = float(np.median(responses.std(0, dtype=np.float64)))
+    mean, spread = _moments(responses)
     repeats = [plan.num_repeats(s) for s in NUM_IMAGES]
     scored = not np.isnan(selection.threshold)
 
@@ -423,6 +422,14 @@ def _read_subject(
             "empty_regions": empty,
         },
     )
+
+
+def _moments(responses: np.ndarray) -> tuple[float, float]:
+    """Medians over voxels of the mean and the SD over pictures."""
+    parts = np.array_split(responses, 1 + responses.shape[1] // 1000, axis=1)
+    moments = [(p.mean(0, dtype=float), p.std(0, dtype=float)) for p in parts]
+    means, spreads = (np.concatenate(m) for m in zip(*moments, strict=True))
+    return float(np.median(means)), float(np.median(spreads))
 
 
 def _regions(

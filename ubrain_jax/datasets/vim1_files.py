@@ -6,7 +6,7 @@ voxel its region and place. Responses are read by `vim1_responses`.
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,13 +207,14 @@ def inspect(
         errors.InputError: If shapes or values disagree; all are listed.
     """
     missing = [f"{n}: {name}" for n, f in subjects.items() for name in f.lacking]
+    paths = {p for f in subjects.values() if f.form != "npz" for p in f.paths.values()}
+    layouts = dict(zip(paths, files.mat_layouts([*paths]), strict=True))
     tables: dict[str, dict[str, Table]] = {}
     for name, found in subjects.items():
-        tables[name] = _tables(found)
-        wanted = _wanted(found)
+        tables[name] = _tables(found, layouts)
         missing += [
             f"{name}: {array} in {path.name}"
-            for array, path, needed in wanted
+            for array, path, needed in _wanted(found)
             if needed and array not in tables[name]
         ]
     if missing:
@@ -224,12 +225,20 @@ def inspect(
             "averages or single trials of both splits, regions and places",
             _ACTION,
         )
+    vectors = [
+        tables[name][vector]
+        for name, found in subjects.items()
+        for vector in _vector_names(found)
+        if vector in tables[name]
+    ]
+    values = _read_vectors(vectors)
     problems: list[schema.Problem] = []
     plans = {
-        name: _plan(found, tables[name], num_images, problems)
+        name: _plan(found, tables[name], values, num_images, problems)
         for name, found in subjects.items()
     }
-    schema.raise_problems(source, problems, _ACTION)
+    folder = source if source.is_dir() else source.parent
+    schema.raise_problems(folder, problems, _ACTION)
     return plans
 
 
@@ -254,21 +263,19 @@ def _wanted(found: Found) -> list[tuple[str, pathlib.Path, bool]]:
     return wanted
 
 
-def _tables(found: Found) -> dict[str, Table]:
+def _tables(
+    found: Found, layouts: Mapping[pathlib.Path, Mapping[str, files.Layout]]
+) -> dict[str, Table]:
     """Arrays of a subject that are there, by name; nothing is read."""
-    wanted = _wanted(found)
     if found.form == "npz":
         path = found.paths["averages"]
         return {
             name: Table(path, name, files.Layout(h.shape, h.dtype), h)
             for name, h in npz.headers(path).items()
-            if h.dtype.kind in "biuf" or name == "roi_names"
         }
-    paths = list(dict.fromkeys(path for _, path, _ in wanted))
-    layouts = dict(zip(paths, files.mat_layouts(paths), strict=True))
     return {
         name: Table(path, name, layouts[path][name], None)
-        for name, path, _ in wanted
+        for name, path, _ in _wanted(found)
         if name in layouts[path]
     }
 
@@ -276,10 +283,11 @@ def _tables(found: Found) -> dict[str, Table]:
 def _plan(
     found: Found,
     tables: dict[str, Table],
+    vectors: Mapping[tuple[pathlib.Path, str], np.ndarray],
     num_images: Mapping[str, int],
     problems: list[schema.Problem],
 ) -> Plan:
-    """Checks one subject's arrays; reads regions, places and ratios."""
+    """Checks one subject's arrays."""
     suffix = f"S{found.number}"
     if found.form == "npz":
         named = {"train": "responses", "val": "responses_test"}
@@ -290,31 +298,32 @@ def _plan(
     trials = {s: tables[n] for s, n in singles.items() if n in tables}
     num_voxels = _check_shapes(means, trials, num_images, problems)
 
-    vectors = {n: tables[n] for n in _vector_names(found) if n in tables}
-    values = _read_vectors(vectors)
+    names = [n for n in _vector_names(found) if n in tables]
+    values = {n: vectors[tables[n].path, n] for n in names}
     for name, array in values.items():
         if num_voxels and array.shape != (num_voxels,):
             schema.add_problem(
                 problems,
-                f"{vectors[name].path.name}:{name}",
-                f"{vectors[name].layout.shape}, {array.size} numbers",
+                f"{tables[name].path.name}:{name}",
+                f"{tables[name].layout.shape}, {array.size} numbers",
                 f"{num_voxels}, one for each voxel of the responses",
             )
     roi = "roi" if found.form == "npz" else f"roi{suffix}"
     region_names, region_note = _region_names(tables.get("roi_names"), problems)
-    region = _check_region(vectors[roi], values[roi], region_names, problems)
+    region = _check_region(tables[roi], values[roi], region_names, problems)
+    regions = {k: n for k, n in region_names.items() if n.lower() not in ("", "other")}
     position = np.full((num_voxels, 3), -1, np.int32)
     note = "not in the file"
     place = f"voxIdx{suffix}"
     if place in values:
         grid = GRIDS[found.form]
-        position, note = _places(vectors[place], values[place], grid, problems)
+        position, note = _places(tables[place], values[place], grid, problems)
     return Plan(
         found.form,
         means,
         trials,
         region,
-        region_names,
+        regions,
         region_note,
         position,
         note,
@@ -367,17 +376,21 @@ def _check_shapes(
     return num_voxels or 0
 
 
-def _read_vectors(tables: dict[str, Table]) -> dict[str, np.ndarray]:
-    """Small arrays as (n,); one file after the other."""
-    values = {}
-    for path in dict.fromkeys(t.path for t in tables.values()):
-        names = [n for n, t in tables.items() if t.path == path]
-        header = tables[names[0]].header
-        if header is None:
-            values |= files.read_mat(path, names)
+def _read_vectors(
+    tables: Sequence[Table],
+) -> dict[tuple[pathlib.Path, str], np.ndarray]:
+    """Small arrays as (n,), by file and name; one file after the other."""
+    values: dict[tuple[pathlib.Path, str], np.ndarray] = {}
+    for path in dict.fromkeys(t.path for t in tables):
+        here = [t for t in tables if t.path == path]
+        if here[0].header is None:
+            arrays = files.read_mat(path, [t.name for t in here])
         else:
-            values |= {names[0]: npz.read(path, names[0], header)}
-    return {name: array.reshape(-1) for name, array in values.items()}
+            arrays = {
+                t.name: npz.read(path, t.name, t.header) for t in here if t.header
+            }
+        values |= {(path, name): array.reshape(-1) for name, array in arrays.items()}
+    return values
 
 
 def _region_names(
@@ -391,12 +404,10 @@ def _region_names(
         else:
             array = npz.read(table.path, table.name, table.header)
             names, note = array.astype(str).reshape(-1).tolist(), f"{table.name}"
-    regions = {k: n for k, n in enumerate(names) if n.lower() not in ("", "other")}
-    if len(set(regions.values())) < len(regions) or not regions:
-        schema.add_problem(
-            problems, "roi_names", schema.shorten(names), "names of regions, each once"
-        )
-    return regions, note
+    if len(set(names)) < len(names) or not all(n.isprintable() for n in names):
+        found = schema.shorten([ascii(n) for n in names])
+        schema.add_problem(problems, "roi_names", found, "names of regions, each once")
+    return dict(enumerate(names)), note
 
 
 def _check_region(
@@ -406,14 +417,14 @@ def _check_region(
     problems: list[schema.Problem],
 ) -> np.ndarray:
     """(V,) codes as integers."""
-    unknown = [v for v in np.unique(codes).tolist() if v not in {0, *names}]
+    unknown = [v for v in np.unique(codes).tolist() if v not in names]
     if unknown:
-        shown = schema.shorten([f"{v:g}" for v in unknown], most=6)
+        shown = schema.shorten([f"{v}" for v in unknown], most=6)
         schema.add_problem(
             problems,
             f"{table.path.name}:{table.name}",
             f"codes {shown}",
-            f"0 or {', '.join(f'{k} ({n})' for k, n in names.items())}",
+            ", ".join(f"{k} ({n})" for k, n in names.items()),
         )
         return np.zeros(codes.shape, np.int64)
     return codes.astype(np.int64)

@@ -180,9 +180,10 @@ def read(
         num_clipped += int((outside > 0).sum())
         for picture in out:
             yield np.repeat(picture[..., None], 3, 2)
+    share = clipped / max(1, len(pictures) * math.prod(shape))
     report.append(
-        f"pictures: {clipped} pixels in {num_clipped} of {len(pictures)} pictures lay "
-        "outside black to white and were clipped"
+        f"pictures: {clipped} pixels ({share:.2%}) in {num_clipped} of {len(pictures)} "
+        "pictures lay outside black to white and were clipped"
     )
 
 
