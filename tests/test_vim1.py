@@ -309,6 +309,21 @@ def test_splits_are_by_picture_and_seed(archive):
     assert "val split is empty" in told(dataset)
 
 
+def test_places_with_a_zero_count_from_zero_and_pictures_lie_elsewhere(truth, tmp_path):
+    variables = vf.estimated(truth, subjects=(1,))
+    variables["voxIdxS1"] = vf.row(truth.index[1] - truth.index[1].min())
+    vf.save_v73(tmp_path / "EstimatedResponses.mat", variables)
+    images = vf.write_archive(tmp_path / "pictures", vf.archive(truth))
+    dataset = vim1.open_dataset(tmp_path, images=images)
+    [subject] = dataset.subjects
+    shift = truth.index[1].min()
+    flat = [i + 64 * (j + 64 * k) + shift for i, j, k in subject.position.tolist()]
+    assert flat == truth.index[1][truth.finite(1)].tolist()
+    assert "count from 0" in subject.attrs["position"]
+    assert dataset.sources[1]["file"] == "pictures/kay_images.npz"
+    assert len(list(dataset.read_images(IDS))) == 38
+
+
 @pytest.mark.parametrize("names", [None, np.array(vf.NAMES, object)])
 def test_names_in_a_pickle_are_not_opened(archive, names, monkeypatch):
     arrays, open_changed = archive

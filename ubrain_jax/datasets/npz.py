@@ -20,7 +20,8 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy writes these two
 # Most bytes an array may unpack to: this, or 200 times what it takes in the archive.
 _LEAST_LIMIT = 1 << 30
 _MOST_RATIO = 200
-_DAMAGED = (
+# What a damaged archive raises while it is read.
+DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     RuntimeError,  # encrypted
@@ -75,7 +76,7 @@ def headers(path: str | os.PathLike) -> dict[str, Header]:
                 if name in found:
                     raise ValueError("twice in the archive")
                 found[name] = _header(archive, info)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         place = name if name.isprintable() else ""
         raise _damaged(path, place, error) from None
     return found
@@ -111,12 +112,20 @@ def read(path: str | os.PathLike, name: str, header: Header) -> np.ndarray:
             content = stream.read()  # to the end, where zipfile compares the CRC
         values = np.frombuffer(content, header.dtype, offset=header.offset)
         return values.reshape(header.shape, order="F" if header.fortran else "C")
-    except (*_DAMAGED, KeyError) as error:
+    except (*DAMAGED, KeyError) as error:
         raise _damaged(path, name, error) from None
 
 
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Header:
-    """Reads the .npy header of one member and checks the sizes it declares."""
+def read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Header:
+    """Reads the .npy header of one member; the sizes it declares are not checked.
+
+    Args:
+        archive: The open archive.
+        info: Of the member.
+
+    Raises:
+        ValueError: Or another of `DAMAGED`, if it is none.
+    """
     if info.compress_type not in _METHODS:
         raise ValueError(f"packed by method {info.compress_type}")
     with archive.open(info) as stream:
@@ -126,7 +135,13 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Header:
         else:
             parts = np.lib.format.read_array_header_2_0(stream)
         shape, fortran, dtype = parts
-        header = Header(shape, dtype, fortran, stream.tell())
+        return Header(shape, dtype, fortran, stream.tell())
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Header:
+    """Reads a header and checks the sizes it declares."""
+    header = read_header(archive, info)
+    shape, dtype = header.shape, header.dtype
     declared = header.offset + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and declared != info.file_size:
         raise ValueError(
