@@ -56,6 +56,44 @@ def test_missing_variable_is_named_with_what_there_is(tmp_path):
         files.read_mat(path, ["x"])
 
 
+def test_layouts_of_mat_are_those_of_the_arrays(tmp_path):
+    odd = {
+        "note": "text",
+        "record": {"a": np.ones(2)},
+        "cells": np.array([["a"]], object),
+    }
+    scipy.io.savemat(tmp_path / "a.mat", CONTENT | odd)
+    nsd_files.write_mat73(tmp_path / "b.mat", CONTENT)
+    with h5py.File(tmp_path / "b.mat", "r+") as file:
+        file.create_group("record")
+        file["other"] = h5py.ExternalLink("c.mat", "table")
+        file["soft"] = h5py.SoftLink("/table")
+        file["words"] = "text"
+    for layouts in files.mat_layouts([tmp_path / "a.mat", tmp_path / "b.mat"]):
+        assert sorted(layouts) == sorted(CONTENT)
+        for name, layout in layouts.items():
+            assert layout.shape == CONTENT[name].shape
+            assert layout.dtype == CONTENT[name].dtype
+    (tmp_path / "b.mat").write_bytes(b"text" * 200)
+    with pytest.raises(errors.InputError, match=r"b\.mat"):
+        files.mat_layouts([tmp_path / "a.mat", tmp_path / "b.mat"])
+    with pytest.raises(errors.MissingInputError, match="no such file"):
+        files.mat_layouts([tmp_path / "c.mat"])
+
+
+@pytest.mark.parametrize("save", [scipy.io.savemat, nsd_files.write_mat73])
+def test_blocks_of_mat_are_slices_of_the_array(tmp_path, save):
+    save(tmp_path / "a.mat", CONTENT)
+    blocks = [[(0, 2), (1, 3), (0, None)], [(1, 2), (0, 3), (2, 4)]]
+    found = list(files.mat_blocks(tmp_path / "a.mat", "single", blocks))
+    whole = CONTENT["single"]
+    np.testing.assert_array_equal(found[0], whole[0:2, 1:3])
+    np.testing.assert_array_equal(found[1], whole[1:2, 0:3, 2:4])
+    assert len(found) == 2
+    with pytest.raises(errors.InputError, match="single"):
+        list(files.mat_blocks(tmp_path / "a.mat", "double", [[(0, 1)]]))
+
+
 def test_mat_without_variables(tmp_path):
     path = tmp_path / "a.mat"
     scipy.io.savemat(path, {})

@@ -19,7 +19,6 @@ import sys
 # Bytes that a file may declare: 200 times its size, and at least this.
 LEAST_LIMIT = 1 << 30
 MOST_RATIO = 200
-MOST_VARIABLES = 1000  # of a MATLAB file, listed
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 DAMAGED = "The file is damaged: download it again."
 CHANGED = (
@@ -47,9 +46,9 @@ def main():
     import h5py
     import numpy as np
 
-    matlab = ("mat", "list", "table", "columns")
-    of_matlab = [job for job in request["jobs"] if job["do"] in matlab]
-    if not all(_is_hdf5(job["path"]) for job in of_matlab):
+    matlab = ("mat", "whos", "table", "columns")
+    of_matlab = [job["path"] for job in request["jobs"] if job["do"] in matlab]
+    if not all(_is_hdf5(path) for path in of_matlab):
         import scipy.io  # noqa: F401
     for name, value in request["limits"].items():
         number = getattr(resource, name)
@@ -70,8 +69,8 @@ def main():
                 _send_table(h5py, np, job["path"])
             elif job["do"] == "columns":
                 _send_columns(h5py, np, job)
-            elif job["do"] == "list":
-                _send_list(h5py, job)
+            elif job["do"] == "whos":
+                _send_layouts(h5py, job["path"])
             else:
                 _send_variables(h5py, np, job)
         except Fault as fault:
@@ -233,30 +232,31 @@ def _is_hdf5(path):
     return HDF5_MAGIC in (head[:8], head[512:])
 
 
-def _send_list(h5py, job):
-    """Names, shapes and whether they hold numbers, of all MATLAB variables."""
-    path, found = job["path"], []
-    packed = _is_hdf5(path)
-    if packed:
+def _send_layouts(h5py, path):
+    """One frame for each MATLAB variable of numbers: name, shape, type."""
+    if _is_hdf5(path):
         with h5py.File(path, "r") as file:
             for name in file:
                 link = file.get(name, getlink=True)
-                if name.startswith("#") or not isinstance(link, h5py.HardLink):
+                if not isinstance(link, h5py.HardLink):
                     continue
                 place = file[name]
-                plain = isinstance(place, h5py.Dataset) and place.dtype.kind in "biuf"
-                kind = place.attrs.get("MATLAB_class", b"")
-                plain = plain and kind not in (b"char", b"cell")
-                shape = list(place.shape or ())[::-1] if plain else []
-                found.append([_brief(name), shape, plain])
-    else:
-        import scipy.io
+                shape = getattr(place, "shape", None)  # none in a group, or if empty
+                text = place.attrs.get("MATLAB_class", b"") == b"char"
+                if shape is not None and place.dtype.kind in "biuf" and not text:
+                    layout, dtype = list(shape[::-1]), place.dtype.str
+                    _send({"name": _brief(name), "layout": layout, "dtype": dtype})
+        return
 
-        kinds = ("double", "single", "logical")
-        for name, shape, kind in scipy.io.whosmat(path):
-            plain = kind in kinds or kind.startswith(("int", "uint"))
-            found.append([_brief(name), list(shape), plain])
-    _send({"variables": found[:MOST_VARIABLES], "hdf5": packed})
+    import scipy.io
+
+    dtypes = {"single": "float32", "double": "float64", "logical": "bool"}
+    integers = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    dtypes |= {name: name for name in integers}
+    for name, shape, kind in scipy.io.whosmat(path):
+        if kind in dtypes:
+            shape = [int(n) for n in shape]
+            _send({"name": _brief(name), "layout": shape, "dtype": dtypes[kind]})
 
 
 def _send_variables(h5py, np, job):

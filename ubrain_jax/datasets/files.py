@@ -39,6 +39,7 @@ _MOST_RATIO = 200
 _CHILD_MEMORY = 6 << 30  # bytes of address space
 _LONGEST_HEADER = 1 << 20  # bytes of a line of the child
 _TABLE_BLOCK = 64_000_000  # bytes of a table that the child reads at once
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
 _MGH_HEADER = 284  # bytes
 
@@ -68,23 +69,6 @@ class TableLayout(NamedTuple):
     dtype: np.dtype
     keys: list[str]
     value: np.ndarray
-
-
-class Variable(NamedTuple):
-    """A variable of a MATLAB file that was not read.
-
-    Attributes:
-        name: As in MATLAB.
-        shape: Axes in MATLAB's order; empty if it may hold no numbers.
-        numeric: Whether it is an array of numbers.
-        hdf5: Whether the file is of version 7.3, so that `hdf5_blocks` reads it; the
-            axes are the other way round there.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    numeric: bool
-    hdf5: bool
 
 
 class Header(NamedTuple):
@@ -133,24 +117,6 @@ def read_mat(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndar
     """
     jobs = [{"do": "mat", "path": _absolute(path), "names": list(names)}]
     return {h["name"]: a for _, h, a in _ask(jobs, [path]) if a is not None}
-
-
-def list_mat(path: str | os.PathLike) -> list[Variable]:
-    """Lists the variables of a MATLAB file of version 5, 7 or 7.3.
-
-    Returns:
-        At most 1000 variables; links to other files are passed over.
-
-    Raises:
-        errors.MissingInputError: If there is no such file.
-        errors.InputError: If it is damaged.
-    """
-    jobs = [{"do": "list", "path": _absolute(path)}]
-    return [
-        Variable(name, tuple(shape), numeric, header["hdf5"])
-        for _, header, _ in _ask(jobs, [path])
-        for name, shape, numeric in header["variables"]
-    ]
 
 
 def hdf5_layouts(
@@ -279,6 +245,78 @@ def table_columns(
         else:
             table[start : start + len(array)] = array
     return table
+
+
+def mat_layouts(
+    paths: Sequence[str | os.PathLike],
+) -> list[dict[str, Layout]]:
+    """Shapes and types of the variables of MATLAB files, without reading them.
+
+    Args:
+        paths: Files of version 5, 7 or 7.3.
+
+    Returns:
+        For each file its variables of numbers by name, axes in MATLAB's order.
+        Variables of other kinds (structures, cells, links to other files) are left
+        out.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If one is damaged.
+    """
+    jobs = [{"do": "whos", "path": _absolute(path)} for path in paths]
+    found: list[dict[str, Layout]] = [{} for _ in paths]
+    for job, header, _ in _ask(jobs, paths):
+        shape, dtype = header["layout"], np.dtype(header["dtype"])
+        found[job][header["name"]] = Layout(tuple(shape), dtype)
+    return found
+
+
+def is_hdf5(path: str | os.PathLike) -> bool:
+    """Whether a file is HDF5 or MATLAB 7.3, which is HDF5 behind 512 bytes.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If it is empty.
+    """
+    _check_file(path)
+    with pathlib.Path(path).open("rb") as file:
+        head = file.read(520)
+    return _HDF5_MAGIC in (head[:8], head[512:])
+
+
+def mat_blocks(
+    path: str | os.PathLike,
+    name: str,
+    blocks: Sequence[Sequence[tuple[int, int | None]]],
+) -> Iterator[np.ndarray]:
+    """Reads parts of one variable of a MATLAB file.
+
+    Of version 7.3 one part is in memory at a time, so parts along the last axis, the
+    slowest on disk, are cheapest. Versions 5 and 7 cannot be read in parts: the whole
+    variable is in memory.
+
+    Args:
+        path: File of version 5, 7 or 7.3.
+        name: Of the variable, an array of numbers.
+        blocks: For each part (start, stop) along every axis, in MATLAB's order; stop
+            None is the end.
+
+    Yields:
+        The parts, axes in MATLAB's order.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If it is damaged or lacks the variable.
+    """
+    if is_hdf5(path):
+        reverse = [list(reversed(block)) for block in blocks]
+        for array in hdf5_blocks([path], name, reverse):
+            yield array.T
+        return
+    whole = read_mat(path, [name])[name]
+    for block in blocks:
+        yield whole[tuple(slice(start, stop) for start, stop in block)]
 
 
 def _absolute(path: str | os.PathLike) -> str:

@@ -26,14 +26,13 @@ import os
 import pathlib
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ubrain_jax import errors
-from ubrain_jax.datasets import algonauts, schema
+from ubrain_jax.datasets import algonauts, npz, schema
 
 FILE = "fmri_v2.npz"
 IMAGE_FILES = ("nsd_images_224.npy", "all_images_v2_224.npy")
@@ -45,23 +44,7 @@ _NUM_VOXELS = ("num_voxels_subjects", "num_voxels")
 _SMALL = 64_000_000  # bytes of an array that is read whole
 _RATIO = 200  # beyond it a compressed array of responses is no array of responses
 _BLOCK = 16_000_000  # bytes of responses in memory beside the subject's
-_METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _ACTION = "Copy or make the file again with the released scripts."
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    RuntimeError,  # encrypted
-    *schema.NOT_NPY,
-)
-
-
-class _Array(NamedTuple):
-    """An array inside the archive, its header read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
-    offset: int  # bytes of the header
 
 
 class _Tables(NamedTuple):
@@ -191,9 +174,11 @@ def _find(place: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
     )
 
 
-def _headers(path: pathlib.Path, problems: list[schema.Problem]) -> dict[str, _Array]:
+def _headers(
+    path: pathlib.Path, problems: list[schema.Problem]
+) -> dict[str, npz.Header]:
     """Shapes and types of the arrays in the archive; pickles are left out."""
-    arrays: dict[str, _Array] = {}
+    arrays: dict[str, npz.Header] = {}
     name = ""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -206,7 +191,7 @@ def _headers(path: pathlib.Path, problems: list[schema.Problem]) -> dict[str, _A
                     )
                 elif name in (*_NEEDED, *_NUM_VOXELS, *_OPTIONAL):
                     arrays[name] = _header(archive, info, problems)
-    except _DAMAGED as error:
+    except npz.DAMAGED as error:
         raise _damaged(path, name, error) from None
     missing = [name for name in _NEEDED if name not in arrays]
     if missing:
@@ -224,19 +209,11 @@ def _headers(path: pathlib.Path, problems: list[schema.Problem]) -> dict[str, _A
 
 def _header(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, problems: list[schema.Problem]
-) -> _Array:
+) -> npz.Header:
     """Reads the .npy header of one member and checks the sizes it declares."""
     name = info.filename.removesuffix(".npy")
-    if info.compress_type not in _METHODS:  # NumPy writes these two
-        raise ValueError(f"{name} is packed by method {info.compress_type}")
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(stream)
-        else:
-            header = np.lib.format.read_array_header_2_0(stream)
-        shape, fortran, dtype = header
-        array = _Array(shape, dtype, fortran, stream.tell())
+    array = npz.read_header(archive, info)
+    shape, dtype, fortran, _ = array
     declared = array.offset + math.prod(shape) * dtype.itemsize
     fmri = name in ("single_sub_fmri", "multi_sub_fmri")
     if dtype.hasobject or dtype.kind not in "biuf":
@@ -270,19 +247,19 @@ def _damaged(path: pathlib.Path, where: str, error: BaseException) -> errors.Inp
     )
 
 
-def _read_small(path: pathlib.Path, name: str, array: _Array) -> np.ndarray:
+def _read_small(path: pathlib.Path, name: str, array: npz.Header) -> np.ndarray:
     """Reads a whole array of the archive; its checksum is verified."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
             content = stream.read()[array.offset :]
-    except _DAMAGED as error:
+    except npz.DAMAGED as error:
         raise _damaged(path, name, error) from None
     order = "F" if array.fortran else "C"
     return np.frombuffer(content, array.dtype).reshape(array.shape, order=order)
 
 
 def _stream(
-    path: pathlib.Path, name: str, array: _Array
+    path: pathlib.Path, name: str, array: npz.Header
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (first row, rows) of a large array; verifies its checksum at the end."""
     num_rows, num_columns = array.shape
@@ -298,13 +275,13 @@ def _stream(
                 yield start, rows
             if stream.read(1):  # nothing left; at the end zipfile compares the CRC
                 raise EOFError("more bytes than the header declares")
-    except _DAMAGED as error:
+    except npz.DAMAGED as error:
         raise _damaged(path, name, error) from None
 
 
 def _read_tables(
     path: pathlib.Path,
-    arrays: dict[str, _Array],
+    arrays: dict[str, npz.Header],
     problems: list[schema.Problem],
 ) -> _Tables:
     """Reads the small arrays and checks that all shapes fit together."""
@@ -571,7 +548,7 @@ class _Part(NamedTuple):
 def _fill(
     path: pathlib.Path,
     name: str,
-    array: _Array,
+    array: npz.Header,
     wanted: np.ndarray,
     columns: slice,
     responses: np.ndarray,
@@ -605,7 +582,7 @@ def _fill(
 
 def _read_subject(
     path: pathlib.Path,
-    arrays: dict[str, _Array],
+    arrays: dict[str, npz.Header],
     tables: _Tables,
     number: int,
     surface: algonauts.Surface | None,

@@ -233,12 +233,12 @@ def _open_npy(path: pathlib.Path) -> _Part:
 
 def _open_mat(path: pathlib.Path, name: str) -> _Part:
     """A variable of a MATLAB file, the only table if no name is given."""
-    found = files.list_mat(path)
-    tables = [v for v in found if v.numeric and len(v.shape) == 2 and min(v.shape) > 1]
-    listing = [f"{v.name} {_size(v.shape)}" for v in found] or ["nothing"]
-    chosen = [v for v in found if v.name == name] if name else tables
+    [found] = files.mat_layouts([path])
+    tables = [n for n, v in found.items() if len(v.shape) == 2 and min(v.shape) > 1]
+    chosen = [n for n in found if n == name] if name else tables
     if len(chosen) != 1:
-        what = f"no variable {name}" if name else f"{len(chosen)} tables"
+        listing = [f"{n} {_size(v.shape)}" for n, v in found.items()] or ["nothing"]
+        what = f"no numbers called {name}" if name else f"{len(chosen)} tables"
         raise errors.InputError(
             path,
             "",
@@ -246,34 +246,27 @@ def _open_mat(path: pathlib.Path, name: str) -> _Part:
             "one table of trials and voxels",
             f"Say which: --betas={path.name}:NAME.",
         )
-    variable = chosen[0]
-    if not variable.numeric:
-        raise errors.InputError(
-            path, variable.name, "holds no numbers", "a table of numbers", _AGAIN
-        )
+    [name] = chosen
+    shape, dtype = found[name]
+    packed = files.is_hdf5(path)
     # Before 7.3 the type shows when it is read: MATLAB packs whole numbers.
-    _check(path, variable.name, variable.shape, np.dtype(np.float64))
-    kind = "MATLAB numbers"
-    if variable.hdf5:
-        [layout] = files.hdf5_layouts([(path, variable.name)])
-        if isinstance(layout, errors.InputError):
-            raise layout
-        kind = _kind(layout.dtype)
+    _check(path, name, shape, np.dtype(np.float64))
 
     def take(rows: np.ndarray, columns: slice) -> np.ndarray:
         first = int(rows[0])
-        block = [(columns.start, columns.stop), (first, int(rows[-1]) + 1)]
-        [array] = files.hdf5_blocks([path], variable.name, [block])
-        return array.T[rows - first]
+        block = [(first, int(rows[-1]) + 1), (columns.start, columns.stop)]
+        [array] = files.mat_blocks(path, name, [block])
+        return array[rows - first]
 
     def load() -> Take:
-        if variable.hdf5:
+        if packed:
             return take
-        array = files.read_mat(path, [variable.name])[variable.name]
-        _check(path, variable.name, array.shape, array.dtype)
+        array = files.read_mat(path, [name])[name]
+        _check(path, name, array.shape, array.dtype)
         return _take_from(array)
 
-    return _Part(path, (variable.shape[0], variable.shape[1]), kind, load)
+    kind = _kind(dtype) if packed else "MATLAB numbers"
+    return _Part(path, (shape[0], shape[1]), kind, load)
 
 
 def _size(shape: Sequence[int]) -> str:
