@@ -238,6 +238,70 @@ def test_names_from_a_file_cannot_write_to_the_terminal(tmp_path):
     assert "evil" in str(caught.value)
 
 
+# ---------------------------------------------------------------- many datasets
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A group of 300 small arrays of 40 numbers, with attributes."""
+    path, data = tmp_path / "a.h5", RNG.normal(size=(300, 40))
+    with h5py.File(path, "w") as file:
+        file.attrs["subject"] = "one"
+        file["lost"] = np.array([7, 3, 3])
+        for k, row in enumerate(data):
+            made = file.create_dataset(
+                f"g/x{k:03d}", data=row[:, None] if k % 2 else row
+            )
+            made.attrs["phase"] = np.bytes_("test") if k % 3 else "train"
+            made.attrs["number"] = np.int16(k)
+            made.attrs["nan"] = np.array([k % 5, 20], float)
+            made.attrs["other"] = np.arange(9)
+        file.create_dataset("empty/x", data=np.zeros(2)).attrs["nan"] = []
+    return path, data
+
+
+def test_contents_tell_names_layouts_and_attributes(many):
+    path, _ = many
+    wanted = ["phase", "number", "subject", "absent"]
+    found = files.hdf5_contents(
+        path, ["g", "nothing", "empty"], attributes=wanted, numbers=("lost", "nan")
+    )
+    assert sorted(found.names) == ["empty", "g", "lost"]
+    assert found.attributes == {"subject": "one"}
+    assert found.members.keys() == {"g", "empty"}
+    assert len(found.members["g"]) == 300
+    for k, member in enumerate(found.members["g"]):
+        assert member.name == f"x{k:03d}"
+        assert member.layout == ((40, 1) if k % 2 else (40,), np.float64)
+        assert member.attributes == {"phase": "test" if k % 3 else "train", "number": k}
+    assert {k: v.tolist() for k, v in found.numbers.items()} == {
+        "": [3, 7],
+        "g": [0, 1, 2, 3, 4, 20],
+        "empty": [],
+    }
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2], [5, 6, 8, 39], range(40), [39]])
+def test_rows_are_the_elements_asked_for(many, columns):
+    path, data = many
+    rows = [[4, 299, 4], [0], list(range(50, 70))]
+    lists = [[f"g/x{k:03d}" for k in row] for row in rows]
+    columns = np.array(columns)
+    stream = files.hdf5_rows(path, lists, columns, "f8")
+    for row, found in zip(rows, stream, strict=True):
+        np.testing.assert_array_equal(found, data[row][:, columns])
+    [single] = files.hdf5_rows(path, lists[:1], columns)
+    np.testing.assert_array_equal(single, data[rows[0]][:, columns].astype("f4"))
+
+
+def test_rows_that_are_not_there_are_refused(many):
+    path, _ = many
+    with pytest.raises(errors.InputError, match=r"/g/x9: no such dataset"):
+        list(files.hdf5_rows(path, [["g/x000", "g/x9"]], np.arange(3)))
+    with pytest.raises(errors.InputError, match=r"/g/x001: shape \[40, 1\] has no ele"):
+        list(files.hdf5_rows(path, [["g/x001"]], np.array([2, 40])))
+
+
 def test_stream_that_is_left_ends_its_process(hdf5):
     path, _ = hdf5
     block = [(0, 6), (0, 4), (0, 5), (0, 3)]

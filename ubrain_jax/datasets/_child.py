@@ -11,6 +11,7 @@ a JSON line, followed by the bytes of an array (C order) if it names a "shape". 
 that cannot be done answers {"fault": [where, found, expected, action]} instead.
 """
 
+import hashlib
 import json
 import math
 import resource
@@ -32,6 +33,8 @@ MOST_KEYS, MOST_CHARACTERS = 1000, 100_000  # of the metadata of a table
 # Bytes of an element of the classes of MATLAB 5.
 SIZES = {"int8": 1, "uint8": 1, "char": 4, "logical": 1, "double": 8, "single": 4}
 SIZES |= {"int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8}
+LONGEST_TEXT = 500  # characters of a name or an attribute
+MEMBERS = 128  # in one frame: a line must stay below the parent's limit
 
 
 class Fault(ValueError):
@@ -71,6 +74,10 @@ def main():
                 _send_columns(h5py, np, job)
             elif job["do"] == "whos":
                 _send_layouts(h5py, job["path"])
+            elif job["do"] == "members":
+                _send_members(h5py, np, job)
+            elif job["do"] == "rows":
+                _send_rows(h5py, np, job)
             else:
                 _send_variables(h5py, np, job)
         except Fault as fault:
@@ -257,6 +264,142 @@ def _send_layouts(h5py, path):
         if kind in dtypes:
             shape = [int(n) for n in shape]
             _send({"name": _brief(name), "layout": shape, "dtype": dtypes[kind]})
+
+
+def _send_members(h5py, np, job):
+    """What groups hold: names, shapes, types and some attributes; no arrays.
+
+    A first frame tells about the file itself, then come frames of members, and for
+    the file and each group the distinct numbers in attributes `job["numbers"]` (two
+    names: of the file, where it may be an array; of members).
+    """
+    wanted, (of_file, numbers) = job["attributes"], job["numbers"]
+    with h5py.File(job["path"], "r") as file:
+        names = [_plain("/", name) for name in file]
+        _send({"attributes": _attributes(h5py, file, wanted), "names": names[:1000]})
+        found = []
+        if of_file in file:
+            array = _dataset(
+                h5py, file, {"path": job["path"], "do": "", "name": of_file}
+            )
+            found.append(array[...].reshape(-1))
+        elif of_file in file.attrs:
+            found.append(_number_list(np, file, of_file))
+        _send_array(np, _distinct(np, found), group="")
+        for name in job["groups"]:
+            link = file.get(name, getlink=True)
+            if link is None:
+                continue
+            kind = type(link)
+            if kind is h5py.HardLink:
+                kind = type(file[name])
+            if kind is not h5py.Group:
+                raise Fault(
+                    "/" + name,
+                    f"is a {kind.__name__}",
+                    "a group",
+                    "Check that this is the right file; links are refused.",
+                )
+            group, rows, found, seen = file[name], [], [], set()
+            for member in group:
+                place = f"{name}/{_plain('/' + name, member)}"
+                part = {"do": "layout", "path": job["path"], "name": place}
+                dataset = _dataset(h5py, file, part)
+                row = [member, list(dataset.shape), dataset.dtype.str]
+                rows.append([*row, _attributes(h5py, dataset, wanted)])
+                if numbers in dataset.attrs:
+                    array = _number_list(np, dataset, numbers)
+                    digest = hashlib.sha256(array.tobytes()).digest()
+                    if digest not in seen:  # most members have the same ones
+                        seen.add(digest)
+                        found.append(array)
+                if len(rows) == MEMBERS:
+                    _send({"group": name, "members": rows})
+                    rows = []
+                if len(found) == MEMBERS:
+                    found = [_distinct(np, found)]
+            _send({"group": name, "members": rows})
+            _send_array(np, _distinct(np, found), group=name)
+
+
+def _plain(where, text):
+    """A name or text that can be printed; others are refused."""
+    if not text.isprintable() or len(text) > LONGEST_TEXT:
+        raise Fault(
+            where,
+            f"holds a text of {len(text)} characters, {_brief(text)[:40]!r}",
+            f"at most {LONGEST_TEXT} that can be printed",
+            DAMAGED,
+        )
+    return text
+
+
+def _attributes(h5py, place, wanted):
+    """Attributes of an object that are one text or one number."""
+    found = {}
+    for name in wanted:
+        if name not in place.attrs:
+            continue
+        value = place.attrs[name]
+        if getattr(value, "size", 0) == 1 and value.shape:
+            value = value.reshape(-1)[0]
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, str):
+            found[name] = _plain(place.name, str(value))
+        elif getattr(value, "shape", None) == () and value.dtype.kind in "biuf":
+            found[name] = value.item()
+        elif not isinstance(value, h5py.Empty):
+            raise Fault(
+                _brief(place.name),
+                f"attribute {name} is {_brief(value)[:40]}",
+                "one text or number",
+                "Check that this is the right file.",
+            )
+    return found
+
+
+def _number_list(np, place, name):
+    """An attribute that is a list of numbers, perhaps none."""
+    value = np.asarray(place.attrs[name])
+    if value.dtype.kind not in "biuf":
+        raise Fault(
+            _brief(place.name),
+            f"attribute {name} holds {_brief(value.dtype)}",
+            "numbers",
+            "Check that this is the right file.",
+        )
+    return value.reshape(-1)
+
+
+def _distinct(np, arrays):
+    """Sorted distinct numbers of several arrays, float64."""
+    return np.unique(np.concatenate([np.zeros(0), *arrays]).astype(np.float64))
+
+
+def _send_rows(h5py, np, job):
+    """One frame for each list of names: some elements of each dataset, a row each."""
+    runs, dtype = job["runs"], np.dtype(job["dtype"])
+    first, last = runs[0][0], runs[-1][1]
+    columns = None
+    if len(runs) > 1:
+        columns = np.concatenate([np.arange(a, b) for a, b in runs]) - first
+    num = sum(b - a for a, b in runs)
+    with h5py.File(job["path"], "r") as file:
+        for names in job["lists"]:
+            rows = np.empty((len(names), num), dtype)
+            for row, name in enumerate(names):
+                dataset = _dataset(h5py, file, job | {"name": name})
+                if not dataset.shape or dataset.shape[0] < last or dataset.ndim > 2:
+                    raise Fault(
+                        "/" + name,
+                        f"shape {list(dataset.shape)} has no element {last - 1}",
+                        "the shape it had when it was opened",
+                        "Do not change files while they are read.",
+                    )
+                values = dataset[first:last].reshape(last - first, -1)[:, 0]
+                rows[row] = values if columns is None else values[columns]
+            _send_array(np, rows)
 
 
 def _send_variables(h5py, np, job):

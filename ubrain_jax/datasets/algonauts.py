@@ -153,16 +153,7 @@ def open_dataset(
             yield _read_subject(name, folder, split, source, sources, report)
 
     def read_images(image_ids: Sequence[str]) -> Iterator[np.ndarray]:
-        for image_id in image_ids:
-            if image_id not in known:
-                raise errors.InputError(
-                    source,
-                    "",
-                    f"no picture {image_id}",
-                    f"one of {len(known)} pictures, such as {next(iter(known))}",
-                    "Ask for ids that the subjects list.",
-                )
-            yield pictures.read_image(known[image_id])
+        return pictures.read_files(known, image_ids, source)
 
     return schema.Dataset("algonauts", read_subjects(), read_images, sources, report)
 

@@ -71,6 +71,32 @@ class TableLayout(NamedTuple):
     value: np.ndarray
 
 
+class Member(NamedTuple):
+    """A dataset of a group: its name there, its layout, and attributes it has."""
+
+    name: str
+    layout: Layout
+    attributes: dict[str, Any]
+
+
+class Contents(NamedTuple):
+    """What an HDF5 file holds, without its arrays.
+
+    Attributes:
+        names: Of what lies at the top of the file (the first 1000).
+        attributes: Those of the file that were asked for and are there.
+        members: For each group that was asked for and is there, its datasets, in the
+            order of the file.
+        numbers: Sorted distinct numbers in the attributes asked for: of the file
+            under "", of all datasets of a group under its name.
+    """
+
+    names: list[str]
+    attributes: dict[str, Any]
+    members: dict[str, list[Member]]
+    numbers: dict[str, np.ndarray]
+
+
 class Header(NamedTuple):
     """What the header of a volume or surface file says.
 
@@ -317,6 +343,78 @@ def mat_blocks(
     whole = read_mat(path, [name])[name]
     for block in blocks:
         yield whole[tuple(slice(start, stop) for start, stop in block)]
+
+
+def hdf5_contents(
+    path: str | os.PathLike,
+    groups: Sequence[str],
+    *,
+    attributes: Sequence[str],
+    numbers: tuple[str, str],
+) -> Contents:
+    """Lists the datasets of groups with their attributes; reads none of them.
+
+    Args:
+        path: HDF5 file.
+        groups: Names of groups; absent ones are left out.
+        attributes: Names of attributes that are one text or one number.
+        numbers: Names of attributes that are lists of numbers, perhaps empty: of the
+            file, where it may also be a dataset, and of the datasets of the groups.
+
+    Returns:
+        What was found.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: If it is damaged, a member is no whole array of numbers in
+            this file, or an attribute is of another kind.
+    """
+    job = {"do": "members", "path": _absolute(path), "groups": list(groups)}
+    job |= {"attributes": list(attributes), "numbers": list(numbers)}
+    found = Contents([], {}, {}, {})
+    for _, header, array in _ask([job], [path]):
+        if array is not None:
+            found.numbers[header["group"]] = array
+        elif "names" in header:
+            found.names.extend(header["names"])
+            found.attributes.update(header["attributes"])
+        else:
+            found.members.setdefault(header["group"], []).extend(
+                Member(name, Layout(tuple(shape), np.dtype(dtype)), attrs)
+                for name, shape, dtype, attrs in header["members"]
+            )
+    return found
+
+
+def hdf5_rows(
+    path: str | os.PathLike,
+    lists: Sequence[Sequence[str]],
+    columns: np.ndarray,
+    dtype: str = "f4",
+) -> Generator[np.ndarray, None, None]:
+    """Streams chosen elements of many datasets, each list of them as one array.
+
+    The file is opened once; a dataset has shape (V,) or (V, 1).
+
+    Args:
+        path: HDF5 file.
+        lists: Names of datasets, at least one in each list.
+        columns: Elements wanted, sorted and distinct, at least one.
+        dtype: Of the result.
+
+    Yields:
+        (names of a list, columns), one array in memory at a time.
+
+    Raises:
+        errors.MissingInputError: If there is no such file.
+        errors.InputError: As `hdf5_blocks`.
+    """
+    breaks = np.flatnonzero(np.diff(columns) != 1) + 1
+    runs = [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, breaks)]
+    job = {"do": "rows", "path": _absolute(path), "dtype": dtype, "runs": runs}
+    for _, _, array in _ask([job | {"lists": [list(n) for n in lists]}], [path]):
+        if array is not None:
+            yield array
 
 
 def _absolute(path: str | os.PathLike) -> str:

@@ -12,6 +12,7 @@ import pathlib
 import struct
 import warnings
 import zlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -127,6 +128,36 @@ def read_image(
             "a whole picture",
             "Copy or download it again.",
         ) from None
+
+
+def read_files(
+    paths: Mapping[str, pathlib.Path],
+    image_ids: Iterable[str],
+    source: str | os.PathLike,
+) -> Iterator[np.ndarray]:
+    """Decodes the files of pictures asked for by id, in that order.
+
+    Args:
+        paths: A file for each image id.
+        image_ids: Some of these.
+        source: What to call the place of the files in messages.
+
+    Yields:
+        (y, x, 3) uint8, see `read_image`.
+
+    Raises:
+        errors.InputError: If an id is unknown, or as `read_image`.
+    """
+    for image_id in image_ids:
+        if image_id not in paths:
+            raise errors.InputError(
+                source,
+                "",
+                f"no picture {image_id}",
+                f"one of {len(paths)} pictures, such as {next(iter(paths), 'none')}",
+                "Ask for ids that the subjects list.",
+            )
+        yield read_image(paths[image_id])
 
 
 def fit(
