@@ -46,9 +46,9 @@ class Settings:
     batch_images: int = 32
     # Voxels in a step, drawn anew each step; 0: all, or as many as memory allows.
     voxels_per_step: int = 0
-    learning_rate: float = 3e-3
-    # Strength that pulls a voxel to its start, divided by the number of images.
-    pull: float = 0.0
+    learning_rate: float = 1e-3
+    # Strength that pulls a voxel to its twin, divided by the number of images; 0: none.
+    pull: float = 100.0
     # Validation every so many steps, and how many without a better one end it.
     eval_every_steps: int = 20
     patience: int = 10
@@ -259,7 +259,8 @@ def fit(
     # A copy of the table: the step gives its arguments away.
     state = jax.jit(make, out_shardings=places["table"])(start)
     scale = float(jnp.mean(jnp.square(start))) or 1.0
-    pull = np.float32(settings.pull / len(train) / scale)
+    strength = settings.pull if settings.init == "twin" else 0.0
+    pull = np.float32(strength / len(train) / scale)
     fixed, key = (shared, run.parts.frozen), jax.random.key(settings.seed)
 
     can_choose = len(pictures["val"]) >= 3
@@ -320,7 +321,8 @@ def start_table(
         run: From `attach`.
         predictor: Compiled for the run.
         params: From `attach`.
-        pictures: (M, L, P, C) features of all pictures that may be used.
+        pictures: (M, L, P, C) features of the train pictures; val pictures would not
+            be a fair judge of a start that they chose.
         responses: (M, V) measured responses to them.
         settings: `init` and `seed`.
     """

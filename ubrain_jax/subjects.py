@@ -161,14 +161,13 @@ def _fit(
     }
     pictures = {s: ready.features[k] for s, k in inside.items()}
     responses = {s: crowd.read_responses(subject, k) for s, k in samples.items()}
-    both = np.concatenate([pictures["train"], pictures["val"]])
     table, lines = fit.start_table(
         ready.trained,
         run,
         ready.predictor,
         ready.params,
-        both,
-        np.concatenate([responses["train"], responses["val"]]),
+        pictures["train"],
+        responses["train"],
         settings,
     )
     for line in lines:
@@ -223,7 +222,7 @@ def define_settings(*but: str) -> None:
         "voxels_per_step": "Voxels in a step; 0: all, or as many as memory allows.",
         "learning_rate": "Of Adam.",
         "pull": "Strength, divided by the number of images, that pulls a voxel to its "
-        "start.",
+        "twin.",
         "eval_every_steps": "Score the val pictures every so many steps.",
         "patience": "Validations without a better one that end a fit.",
         "seed": "Of pictures, start, order and dropout.",

@@ -105,17 +105,19 @@ def write_subject(
         "attrs": subject.attrs,
         "provenance": subject.provenance,
     }
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "encoder_sha256": encoder_sha256,
-        "subject": json.dumps(told, sort_keys=True),
-    }
     tensors = {
         "embedding": np.ascontiguousarray(subject.embedding, np.float32),
         "position": np.ascontiguousarray(subject.position, np.int32),
         "roi": np.ascontiguousarray(subject.roi, np.bool_),
         "ncsnr": np.ascontiguousarray(subject.ncsnr, np.float32),
+    }
+    text = json.dumps(told, sort_keys=True)
+    header = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "encoder_sha256": encoder_sha256,
+        "subject": text,
+        "sha256": _content(tensors, text),
     }
     path = pathlib.Path(path)
     unfinished = path.with_name(path.name + ".tmp")
@@ -132,6 +134,11 @@ def write_subject(
             "a folder that can be written, with room",
             "Free some space or choose another --workdir.",
         ) from error
+
+
+def _content(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    """Hash of everything a subject's file tells; safetensors has none."""
+    return hashlib.sha256((tree_sha256(dict(tensors)) + text).encode()).hexdigest()
 
 
 def read_subject(path: str | os.PathLike, encoder_sha256: str) -> Subject:
@@ -174,8 +181,11 @@ def read_subject(path: str | os.PathLike, encoder_sha256: str) -> Subject:
             "Embeddings mean nothing beside other weights: give the encoder that the "
             "subject was fitted with, or fit it again in another --workdir.",
         )
+    text = header.get("subject", "")
+    if header.get("sha256") != _content(tensors, text):
+        raise fault("", "content and sha256 differ", "an undamaged file")
     try:
-        told = json.loads(header["subject"])
+        told = json.loads(text)
         name, names = str(told["name"]), tuple(map(str, told["roi_names"]))
         attrs, provenance = dict(told["attrs"]), dict(told["provenance"])
     except (KeyError, ValueError, TypeError) as error:
