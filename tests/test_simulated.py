@@ -316,6 +316,40 @@ def test_same_seed_same_bytes_other_seed_other_brains(root, tmp_path):
     assert not np.array_equal(one["ncsnr"], two["ncsnr"])
 
 
+def test_noise_factors_raise_the_noise_and_leave_the_signal(root, tmp_path):
+    simulated.write(tmp_path / "same", **SMALL, noise=(1, 1))
+    for path in ("truth/truth.json", "truth/subj02.npz"):
+        assert (tmp_path / "same" / path).read_bytes() == (root / path).read_bytes()
+    told = simulated.write(tmp_path / "nsd", **SMALL, noise=(1, 3))
+    assert told["settings"]["noise"] == (1, 3)
+    one, before = (simulated.read_truth(r, "subj01") for r in (tmp_path / "nsd", root))
+    for name in before:
+        np.testing.assert_array_equal(one[name], before[name])
+    two, before = (simulated.read_truth(r, "subj02") for r in (tmp_path / "nsd", root))
+    np.testing.assert_allclose(two["ncsnr"], before["ncsnr"] / 3)
+    np.testing.assert_array_equal(two["responses"], before["responses"])
+    # Residuals over the noiseless response: noise, three times as much of it.
+    order = _design(root)["masterordering"][0].astype(int) - 1
+    design = np.stack([np.ones(26), np.zeros(26)], axis=1)
+    spread = []
+    for folder in (root, tmp_path / "nsd"):
+        betas = _betas(folder, "subj02")[:26][:, *before["position"].T].astype(float)
+        left = []
+        for v in range(60):
+            design[:, 1] = before["responses"][order[:26], v]
+            left.append(np.linalg.lstsq(design, betas[:, v], rcond=None)[1].sum())
+        spread.append(np.sqrt(np.array(left)))
+    used = spread[0] > 0  # not the voxels that are zero for the session
+    np.testing.assert_allclose(spread[1][used], 3 * spread[0][used], rtol=0.01)
+
+
+@pytest.mark.parametrize("noise", [(1,), (1, 0), (1, float("nan"))])
+def test_noise_factors_out_of_range(tmp_path, noise):
+    with pytest.raises(errors.ConfigError, match="2 factors"):
+        simulated.write(tmp_path / "nsd", **SMALL, noise=noise)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_left_hemisphere_sees_the_right_visual_field(root):
     truth = simulated.read_truth(root, "subj01")
     shape = _roi(root, "subj01", "kind").shape

@@ -8,7 +8,7 @@ What is planted, and how, is in `ubrain_jax.datasets.simulated`.
 from absl import flags
 
 from ubrain_jax import errors
-from ubrain_jax.datasets import simulated
+from ubrain_jax.datasets import simulated, truth
 
 
 def main(argv: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
             "--out=DIR and flags only",
             "Pass the folder to write as --out=DIR.",
         )
-    truth = simulated.write(
+    told = simulated.write(
         values.out,
         num_subjects=values.subjects,
         num_shared=values.shared,
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         seed=values.seed,
         overwrite=values.overwrite,
     )
-    for line in simulated.summary(truth):
+    for line in truth.summary(told):
         print(line)
     print(values.out)
 

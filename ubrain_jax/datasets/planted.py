@@ -341,6 +341,24 @@ def plant(rng: np.random.Generator, brain: np.ndarray, num_voxels: int) -> Voxel
     )
 
 
+def by_field_size(voxels: Voxels, members: np.ndarray, parts: int) -> np.ndarray:
+    """Ranks some voxels by the size of their receptive field.
+
+    Args:
+        voxels: V voxels.
+        members: (V,) bool.
+        parts: How many groups of equal size to make.
+
+    Returns:
+        (V,) int: 1 for the group of the smallest fields to `parts`; 0 for others.
+    """
+    label = np.zeros(len(members), int)
+    order = np.flatnonzero(members)[np.argsort(voxels.size[members], kind="stable")]
+    for p, some in enumerate(np.array_split(order, parts)):
+        label[some] = p + 1
+    return label
+
+
 def ncsnr(betas: np.ndarray, image: np.ndarray, per_session: int) -> np.ndarray:
     """Noise-ceiling signal-to-noise ratio from single trials, as NSD computes it.
 

@@ -9,22 +9,16 @@ References:
 """
 
 import gzip
-import io
-import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import h5py
 import nibabel
 import numpy as np
-import scipy.io
 
-from ubrain_jax import errors
-from ubrain_jax.datasets import drawing, planted
+from ubrain_jax.datasets import drawing, planted, truth
 
 BETAS = "betas_fithrf_GLMdenoise_RR"
 RUNS = 12  # runs of a session, as in NSD
@@ -59,22 +53,16 @@ def regions(voxels: planted.Voxels, brain: np.ndarray) -> dict[str, np.ndarray]:
     kind = np.array(planted.KINDS)[voxels.kind]
     upper = voxels.centre[:, 1] < 0.5
 
-    def rank(members: np.ndarray, parts: int) -> np.ndarray:
-        """1..parts by field size within members, 0 elsewhere."""
-        label = np.zeros(len(kind), int)
-        order = np.flatnonzero(members)[np.argsort(voxels.size[members], kind="stable")]
-        for p, some in enumerate(np.array_split(order, parts)):
-            label[some] = p + 1
-        return label
-
-    area = rank(kind == "orientation", 3)
+    area = planted.by_field_size(voxels, kind == "orientation", 3)
     prf = np.where(area > 0, 2 * area - upper, 0) + 7 * (kind == "colour")
-    faces = rank(voxels.category == drawing.CATEGORIES.index("face"), 3)
-    places = rank(voxels.category == drawing.CATEGORIES.index("house"), 2)
+    face, house = (
+        voxels.category == drawing.CATEGORIES.index(c) for c in ("face", "house")
+    )
+    places = planted.by_field_size(voxels, house, 2)
     labels = {
         "nsdgeneral": np.ones(len(kind)),
         "prf-visualrois": prf,
-        "floc-faces": faces,
+        "floc-faces": planted.by_field_size(voxels, face, 3),
         "floc-places": places + 3 * (kind == "scene"),
         "kind": voxels.kind + 1,
     }
@@ -158,6 +146,7 @@ def _single_trials(
     voxels: planted.Voxels,
     brain: np.ndarray,
     design: Design,
+    noise_factor: float,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """(T, X, Y, Z) int16 betas (300 x percent signal change), and what was damaged."""
     per_session = design.trials_per_session
@@ -170,7 +159,7 @@ def _single_trials(
     signal = np.zeros((len(clean), len(where)), np.float32)
     signal[:, : len(voxels.kind)] = clean * voxels.ncsnr
     # Units of the noise: 1.2 percent signal change, give or take.
-    percent = 1.2 * np.exp(rng.normal(0, 0.3, len(where)))
+    percent = noise_factor * 1.2 * np.exp(rng.normal(0, 0.3, len(where)))
     base = rng.normal(0.4, 0.5, len(where))
     betas = np.zeros((len(shown), *brain.shape), np.int16)
     zeroed, saturated = [], []
@@ -238,11 +227,7 @@ def _write_expdesign(path: pathlib.Path, design: Design, num_shared: int) -> Non
         "stimpattern": design.slots,
         "basiccnt": counts,
     }
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, content, format="5")
-    text = b"MATLAB 5.0 MAT-file, written by ubrain_jax"
-    # scipy puts the date here; without it the same seed gives the same bytes.
-    path.write_bytes(text.ljust(116) + buffer.getvalue()[116:])
+    truth.write_mat(path, content)
 
 
 def _write_stim_info(path: pathlib.Path, design: Design, num_shared: int) -> None:
@@ -323,6 +308,7 @@ def _write_subject(
     voxels: planted.Voxels,
     brain: np.ndarray,
     clean: np.ndarray,
+    noise_factor: float,
 ) -> dict[str, Any]:
     """Writes everything of one subject; returns what truth.json says about it."""
     name = f"subj{subject:02d}"
@@ -343,7 +329,7 @@ def _write_subject(
     _write_responses(behaviour, seed, subject, design)
 
     rng = np.random.default_rng([seed, _NOISE, subject])
-    betas, damage = _single_trials(rng, clean, voxels, brain, design)
+    betas, damage = _single_trials(rng, clean, voxels, brain, design, noise_factor)
     folder = root / "nsddata_betas" / "ppdata" / name / "func1pt8mm" / BETAS
     per_session = design.trials_per_session
     sessions = len(betas) // per_session
@@ -358,10 +344,9 @@ def _write_subject(
     )
     _write_nifti(folder / "ncsnr.nii.gz", measured)
 
-    truth = root / "truth"
-    truth.mkdir(exist_ok=True)
-    np.savez(
-        truth / f"{name}.npz",
+    truth.write_arrays(
+        root,
+        name,
         **voxels._asdict(),
         noise_sd=1 / voxels.ncsnr,
         noise_ceiling=100 * voxels.ncsnr**2 / (voxels.ncsnr**2 + 1 / 3),
@@ -380,7 +365,9 @@ def _write_subject(
     }
 
 
-def _fill(root: pathlib.Path, settings: dict[str, int]) -> dict[str, Any]:
+def _fill(
+    root: pathlib.Path, settings: dict[str, Any], noise: Sequence[float]
+) -> dict[str, Any]:
     """Writes the dataset into an empty folder; returns the content of truth.json."""
     seed, num_subjects = settings["seed"], settings["num_subjects"]
     num_shared, px = settings["num_shared"], settings["image_px"]
@@ -395,7 +382,9 @@ def _fill(root: pathlib.Path, settings: dict[str, int]) -> dict[str, Any]:
     for subject in range(1, num_subjects + 1):
         brain = planted.ellipsoid(_grid(settings["num_voxels"], subject))
         rng = np.random.default_rng([seed, _VOXELS, subject])
-        subjects.append((brain, planted.plant(rng, brain, settings["num_voxels"])))
+        voxels = planted.plant(rng, brain, settings["num_voxels"])
+        voxels = voxels._replace(ncsnr=voxels.ncsnr / noise[subject - 1])
+        subjects.append((brain, voxels))
 
     # Pictures, a few at a time: drawn, measured, seen by every subject that has them.
     total = int(design.lists.max())
@@ -429,21 +418,11 @@ def _fill(root: pathlib.Path, settings: dict[str, int]) -> dict[str, Any]:
     told = []
     for s, (brain, voxels) in enumerate(subjects):
         clean = planted.responses(seen[s], voxels)
-        told.append(_write_subject(root, seed, s + 1, design, voxels, brain, clean))
-    truth = {
-        "format": "ubrain-simulated-nsd",
-        "version": 1,
-        "settings": settings,
-        "kinds": planted.KINDS,
-        "categories": drawing.CATEGORIES,
-        "scenes": drawing.SCENES,
-        "features": planted.FEATURES,
-        "subjects": told,
-    }
-    np.savez(root / "truth" / "pictures.npz", scene=scenes)
-    text = json.dumps(truth, indent=1) + "\n"
-    (root / "truth" / "truth.json").write_text(text, encoding="utf-8")
-    return truth
+        told.append(
+            _write_subject(root, seed, s + 1, design, voxels, brain, clean, noise[s])
+        )
+    truth.write_arrays(root, "pictures", scene=scenes)
+    return truth.write_json(root, "nsd", settings, told)
 
 
 def write(
@@ -456,6 +435,7 @@ def write(
     image_px: int = 112,
     trials_per_session: int = 750,
     seed: int = 0,
+    noise: Sequence[float] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes a simulated NSD folder, whole or not at all.
@@ -469,10 +449,12 @@ def write(
         num_subjects: 1 to 8.
         num_shared: Pictures that all subjects see (the test split of the readers).
         num_own: Further pictures of each subject, seen by no other.
-        num_voxels: planted.Voxels in nsdgeneral of each subject, at least 20.
+        num_voxels: Voxels in nsdgeneral of each subject, at least 20.
         image_px: Side of the pictures, a multiple of 28.
         trials_per_session: 12 to 816; NSD has 750.
         seed: Everything follows from it: same settings, same bytes.
+        noise: For each subject a factor of the sd of its noise, 0.1 to 10; all 1 by
+            default.
         overwrite: Replace `out` if it exists.
 
     Returns:
@@ -482,7 +464,7 @@ def write(
         ConfigError: A number is out of range.
         OutputError: `out` exists, or cannot be created.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "num_subjects": num_subjects,
         "num_shared": num_shared,
         "num_own": num_own,
@@ -492,60 +474,23 @@ def write(
         "seed": seed,
     }
     _check_settings(settings)
-    out = pathlib.Path(out)
-    if out.exists() and not overwrite:
-        raise errors.OutputError(
-            out, "", "it exists", "a new name", "Choose another, or pass --overwrite."
-        )
-    if out.exists() and not is_simulated(out):
-        raise errors.OutputError(
-            out,
-            "",
-            "it exists and is no simulated NSD",
-            "one to replace, or a new name",
-            "Nothing was deleted; choose another --out.",
-        )
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-        )
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
-        truth = _fill(new, settings)
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    except OSError as error:
-        raise errors.OutputError(
-            out,
-            "",
-            error.strerror or str(error),
-            "a folder that can be written",
-            "Choose another place or free some space.",
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return truth
+    factors = truth.noise_factors(noise, num_subjects)
+    if set(factors) != {1.0}:  # else the bytes of truth.json stay what they were
+        settings["noise"] = factors
+    return truth.publish(
+        out, "nsd", lambda root: _fill(root, settings, factors), overwrite
+    )
 
 
-def is_simulated(source: pathlib.Path) -> bool:
-    """Whether the project's own simulator wrote the folder."""
-    path = source / "truth/truth.json"
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return b'"ubrain-simulated-nsd"' in stream.read(200)
+def is_simulated(source: str | os.PathLike) -> bool:
+    """Whether a simulator of this project wrote the folder, or the folder of a file.
+
+    NSD, fMRI-on-ImageNet and vim-1 alike.
+    """
+    return truth.dataset_of(source) is not None
 
 
-def _check_settings(settings: dict[str, int]) -> None:
+def _check_settings(settings: dict[str, Any]) -> None:
     trials = 3 * (settings["num_shared"] + settings["num_own"])
     ranges = {
         "num_subjects": (1, 8),
@@ -555,19 +500,7 @@ def _check_settings(settings: dict[str, int]) -> None:
         "trials_per_session": (RUNS, min(68 * RUNS, trials)),
         "seed": (0, 2**63),
     }
-    wrong = [
-        (name, settings[name], low, high)
-        for name, (low, high) in ranges.items()
-        if not low <= settings[name] <= high
-    ]
-    if wrong:
-        raise errors.ConfigError(
-            "simulation",
-            ", ".join(name for name, *_ in wrong),
-            ", ".join(f"{name} = {value}" for name, value, *_ in wrong),
-            ", ".join(f"{name} in {low}..{high}" for name, _, low, high in wrong),
-            "Change the flags named here.",
-        )
+    truth.check_ranges(settings, ranges)
     planted.check_px(settings["image_px"])
 
 
@@ -582,17 +515,4 @@ def read_truth(root: str | os.PathLike, name: str) -> dict[str, np.ndarray]:
         The fields of `planted.Voxels`, and noise_sd (V,), noise_ceiling (V,) in percent
         for three repeats, responses (M, V) noiseless, nsd_id (M,) 0-based.
     """
-    with np.load(pathlib.Path(root) / "truth" / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
-def summary(truth: dict[str, Any]) -> Sequence[str]:
-    """Lines that tell a user what `write` made."""
-    lines = []
-    for s in truth["subjects"]:
-        kinds = ", ".join(f"{n} {k}" for k, n in s["kinds"].items())
-        lines.append(
-            f"{s['name']}: {s['voxels']} voxels ({kinds}), {s['sessions']} sessions, "
-            f"median ncsnr {s['median_ncsnr']:.2f}"
-        )
-    return lines
+    return truth.read(root, name)
