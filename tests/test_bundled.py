@@ -171,14 +171,14 @@ def test_labels_against_a_loop():
 
 def test_pooling_keeps_areas():
     maps = np.random.default_rng(0).random((2, planted.GRID, planted.GRID))
-    pooled = pretrain_demo._pool(maps)
+    pooled = planted.pool(maps, pretrain_demo.SIDE)
     assert pooled.shape == (2, pretrain_demo.SIDE, pretrain_demo.SIDE)
     np.testing.assert_allclose(pooled.mean((1, 2)), maps.mean((1, 2)), rtol=1e-5)
     # The second cell of 28 / 16 = 1.75 columns: a quarter of column 1, all of column
     # 2, half of column 3.
     ramp = np.tile(np.arange(planted.GRID, dtype=float), (planted.GRID, 1))
     want = (0.25 * 1 + 1 * 2 + 0.5 * 3) / 1.75
-    assert pretrain_demo._pool(ramp)[0, 1] == pytest.approx(want, rel=1e-6)
+    assert planted.pool(ramp, pretrain_demo.SIDE)[0, 1] == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("choice", range(12))
@@ -192,7 +192,7 @@ def test_augmented_labels_are_those_of_the_augmented_picture(choice):
     if choice % 2:
         category = category[:, :, ::-1]
     maps = planted.feature_maps(out["pictures"], category, data["scene"])
-    energy = np.moveaxis(pretrain_demo._pool(maps[:, :18]), 1, -1)
+    energy = np.moveaxis(planted.pool(maps[:, :18], pretrain_demo.SIDE), 1, -1)
     np.testing.assert_allclose(out["energy"], energy, atol=0.01)
     tiles = out["pictures"].reshape(2, 16, 7, 16, 7, 3).mean(axis=(2, 4)) / 255
     np.testing.assert_allclose(out["rgb"], tiles, atol=1e-3)

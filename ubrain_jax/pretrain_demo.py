@@ -45,17 +45,6 @@ NUM_CLASSES = len(drawing.CATEGORIES) + 1  # the last is: no object
 _PRETRAIN_PICTURES = 100  # random stream, apart from those of simulated.write
 
 
-def _pool(maps: np.ndarray) -> np.ndarray:
-    """(..., GRID, GRID) -> (..., SIDE, SIDE) by area."""
-    edges = np.linspace(0, planted.GRID, SIDE + 1)
-    cell = np.arange(planted.GRID)
-    low = np.maximum(edges[:-1, None], cell)
-    high = np.minimum(edges[1:, None], cell + 1)
-    share = np.maximum(0, high - low).astype(np.float32)
-    share /= share.sum(axis=1, keepdims=True)
-    return share @ maps @ share.T
-
-
 def pictures_with_labels(seed: int, first: int, count: int) -> dict[str, np.ndarray]:
     """Draws pictures and says what is where in them.
 
@@ -88,7 +77,7 @@ def pictures_with_labels(seed: int, first: int, count: int) -> dict[str, np.ndar
         category = np.stack([scene.category for _, scene in drawn])
         scene = np.array([scene.scene for _, scene in drawn])
         maps = planted.feature_maps(pictures, category, scene)
-        energy = _pool(maps[:, :NUM_ENERGY])
+        energy = planted.pool(maps[:, :NUM_ENERGY], SIDE)
         out["energy"][rows] = np.moveaxis(energy, 1, -1)
         tiles = (len(rows), SIDE, block, SIDE, block)
         out["rgb"][rows] = pictures.reshape(*tiles, 3).mean(axis=(2, 4)) / 255

@@ -1,17 +1,20 @@
 """Draws pictures of scenes and objects, and says what is in them.
 
-`draw` paints a background scene, textured patches and one to three objects. All
-randomness comes from the generator that is passed in.
+`draw` paints a background scene, textured patches and one to three objects;
+`draw_object` one large object before little else; `through_a_hole` makes any picture
+grey and shows a disc of it. All randomness comes from the generator that is passed in.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
 from PIL import Image, ImageDraw
 
 CATEGORIES = ("face", "house", "star", "tree", "car", "animal")
 SCENES = ("landscape", "indoor", "water", "forest", "city")
+HIDDEN = -2  # in `Scene.category`: neither an object nor the scene can be seen there
 
 
 class Placed(NamedTuple):
@@ -38,9 +41,9 @@ class Scene(NamedTuple):
     """What `draw` painted.
 
     Attributes:
-        scene: Index into `SCENES` of the background.
+        scene: Index into `SCENES` of the background, -1 if it shows none.
         category: (H, W) int8 index into `CATEGORIES` of the visible object at each
-            pixel, -1 where none is.
+            pixel, -1 where none is, `HIDDEN` where the picture is covered.
         objects: Back to front.
     """
 
@@ -344,3 +347,80 @@ def draw(rng: np.random.Generator, px: int = 112) -> tuple[np.ndarray, Scene]:
     canvas += rng.normal(0, 0.02, canvas.shape)
     picture = np.round(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
     return picture, Scene(which, category, tuple(placed))
+
+
+def draw_object(
+    rng: np.random.Generator, category: int, scene: int, height: int, width: int
+) -> tuple[np.ndarray, Scene]:
+    """Draws one large object near the middle, before a plain or blurred background.
+
+    The object measures 0.55 to 0.9 of the shorter side. Three backgrounds in ten are
+    one colour with a faint gradient and show no scene.
+
+    Args:
+        rng: Where all randomness comes from.
+        category: Index into `CATEGORIES`.
+        scene: Index into `SCENES` of the background, unless it is plain.
+        height: Of the picture in pixels.
+        width: Of the picture in pixels.
+
+    Returns:
+        The (height, width, 3) uint8 picture, and what it shows; the place of the object
+        in fractions of the square that has the longer side and the same middle.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> draw_object(rng, category=4, scene=0, height=112, width=150)[0].shape
+        (112, 150, 3)
+    """
+    side, short = max(height, width), min(height, width)
+    if rng.random() < 0.3:
+        scene = -1
+        y, x = np.mgrid[:side, :side].astype(np.float32) / side - 0.5
+        flat = _hsv(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.3, 1))
+        slope = x * rng.normal(0, 0.15) + y * rng.normal(0, 0.15)
+        canvas = (flat + slope[..., None]).astype(np.float32)
+    else:
+        blur = short * rng.uniform(0.02, 0.05)
+        canvas = _background(rng, side, scene)
+        canvas = scipy.ndimage.gaussian_filter(canvas, (blur, blur, 0))
+    item = Placed(
+        category=category,
+        x=0.5 + float(rng.normal(0, 0.03)) * short / side,
+        y=0.5 + float(rng.normal(0, 0.03)) * short / side,
+        size=float(rng.uniform(0.55, 0.9)) * short / side,
+        rotation=float(rng.uniform(-0.25, 0.25)),
+        mirrored=bool(rng.random() < 0.5),
+    )
+    shown = np.full((side, side), -1, np.int8)
+    _paint(rng, canvas, shown, item)
+    canvas += rng.normal(0, 0.015, canvas.shape)
+    top, left = (side - height) // 2, (side - width) // 2
+    cut = np.s_[top : top + height, left : left + width]
+    picture = np.round(255 * np.clip(canvas[cut], 0, 1)).astype(np.uint8)
+    return picture, Scene(scene, shown[cut], (item,))
+
+
+def through_a_hole(
+    picture: np.ndarray, scene: Scene, grey: float, contrast: float
+) -> tuple[np.ndarray, Scene]:
+    """Shows a picture in shades of grey through a circular hole in a grey field.
+
+    Args:
+        picture: (H, H, 3) uint8.
+        scene: What it shows.
+        grey: Brightness of the field around it, in [0, 1].
+        contrast: 0 leaves only the field, 1 the picture's own differences to it.
+
+    Returns:
+        (H, H) float64 brightness in [0, 1], `grey` outside the hole; and what is still
+        seen, `HIDDEN` outside.
+    """
+    px = len(picture)
+    at = (np.arange(px) + 0.5) / px - 0.5
+    far = np.hypot(at[:, None], at)
+    window = np.clip((0.5 - far) * px / 3, 0, 1)  # fades over three pixels
+    luminance = picture.mean(axis=-1) / 255
+    seen = np.clip(grey + window * contrast * (luminance - grey), 0, 1)
+    category = np.where(window > 0, scene.category, HIDDEN).astype(np.int8)
+    return seen, scene._replace(category=category)

@@ -12,12 +12,15 @@ References:
     Field, 1987, JOSA A 4:2379 (log-Gabor filters).
 """
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
 import scipy.ndimage
+import scipy.spatial
 
 from ubrain_jax import errors
 from ubrain_jax.datasets import drawing
@@ -41,6 +44,31 @@ _ENERGY = slice(0, len(FREQUENCIES) * NUM_ORIENTATIONS)
 _COLOUR = slice(_ENERGY.stop, _ENERGY.stop + 3)
 _OBJECT = slice(_COLOUR.stop, _COLOUR.stop + len(drawing.CATEGORIES))
 _SCENE = slice(_OBJECT.stop, _OBJECT.stop + len(drawing.SCENES))
+
+
+class Recipe(NamedTuple):
+    """How the voxels of a dataset are spread; the defaults are those of NSD.
+
+    Attributes:
+        floor: Least share of each of `KINDS`.
+        mixture: Concentrations of a Dirichlet distribution that shares out the rest.
+        field: Factor of all receptive field sizes.
+        ncsnr: About the median over voxels; each subject has its own.
+        spread: Standard deviation of log ncsnr over voxels.
+        least: ncsnr is clipped here.
+        most: And here.
+    """
+
+    floor: float = 0.1
+    mixture: tuple[float, float, float, float] = (5, 3, 5, 3)
+    field: float = 1.0
+    ncsnr: float = 0.45
+    spread: float = 0.42
+    least: float = 0.15
+    most: float = 1.2
+
+
+NSD = Recipe()
 
 
 class Voxels(NamedTuple):
@@ -69,17 +97,21 @@ class Voxels(NamedTuple):
 
 
 def check_px(px: int) -> None:
-    """Refuses a side of pictures that cannot be cut into the cells of a map.
+    """Refuses a side of pictures that does not give whole feature maps.
+
+    Below 112 pixels (four for each cycle of the highest frequency) the cells of a map
+    must hold whole pixels.
 
     Raises:
-        errors.ConfigError: If it is too small or no multiple.
+        errors.ConfigError: If it does not.
     """
-    if px < 2 * GRID or px % GRID:
+    if px < 2 * GRID or (px < 4 * max(FREQUENCIES) and px % GRID):
         raise errors.ConfigError(
             "image_px",
             "",
             f"pictures of {px} pixels",
-            f"a multiple of {GRID}, at least {2 * GRID}",
+            f"a multiple of {GRID} from {2 * GRID} on, or {4 * max(FREQUENCIES)} or "
+            "more",
             "Choose 112 or 224, for example.",
         )
 
@@ -114,13 +146,26 @@ def _filters(px: int) -> list[tuple[int, np.ndarray]]:
     return bank
 
 
-def _cells(maps: np.ndarray) -> np.ndarray:
-    """(..., n, n) -> (..., GRID, GRID) by averaging blocks."""
+def pool(maps: np.ndarray, side: int) -> np.ndarray:
+    """Averages maps over the cells of a coarser grid, by area.
+
+    Args:
+        maps: (..., n, n).
+        side: At most n; need not divide it.
+
+    Returns:
+        (..., side, side).
+    """
     n = maps.shape[-1]
-    if n == GRID:
-        return maps
-    b = n // GRID
-    return maps.reshape(*maps.shape[:-2], GRID, b, GRID, b).mean(axis=(-3, -1))
+    if n % side == 0:
+        b = n // side
+        return maps.reshape(*maps.shape[:-2], side, b, side, b).mean(axis=(-3, -1))
+    edges = np.linspace(0, n, side + 1)
+    low = np.maximum(edges[:-1, None], np.arange(n))
+    high = np.minimum(edges[1:, None], np.arange(n) + 1)
+    share = np.maximum(0, high - low).astype(np.float32)
+    share /= share.sum(axis=1, keepdims=True)
+    return share @ maps @ share.T
 
 
 def feature_maps(
@@ -135,9 +180,9 @@ def feature_maps(
     where the background of that class is visible.
 
     Args:
-        pictures: (B, H, W, 3) uint8, H = W a multiple of 28.
+        pictures: (B, H, W, 3) uint8, H = W as `check_px` allows.
         category: (B, H, W) int8 as in `drawing.Scene`.
-        scene: (B,) index into `drawing.SCENES`.
+        scene: (B,) index into `drawing.SCENES`, -1 where a picture shows none.
 
     Returns:
         (B, F, GRID, GRID) float32 in the order of `FEATURES`.
@@ -158,7 +203,7 @@ def feature_maps(
         keep = np.fft.fftfreq(n, 1 / n).astype(int)
         part = spectrum[:, keep[:, None], keep]
         wave = scipy.fft.ifft2(part[:, None] * gains) * (n / px) ** 2
-        amplitude.append(_cells(np.abs(wave)))
+        amplitude.append(pool(np.abs(wave), GRID))
     energy = np.concatenate(amplitude, axis=1)  # (B, filters, GRID, GRID)
     local = scipy.ndimage.uniform_filter(
         energy.mean(axis=1), 3, mode="nearest", axes=(1, 2)
@@ -166,12 +211,13 @@ def feature_maps(
     out[:, _ENERGY] = energy / (0.02 + local[:, None])
     red, green, blue = rgb[:, 0], rgb[:, 1], rgb[:, 2]
     opponent = np.stack([red - green, (red + green) / 2 - blue, luminance], axis=1)
-    out[:, _COLOUR] = _cells(opponent)
+    out[:, _COLOUR] = pool(opponent, GRID)
     shown = np.arange(len(drawing.CATEGORIES), dtype=np.int8)[:, None, None]
-    covered = _cells((category[:, None] == shown).astype(np.float32))
+    covered = pool((category[:, None] == shown).astype(np.float32), GRID)
     out[:, _OBJECT] = covered
     is_scene = np.asarray(scene)[:, None] == np.arange(len(drawing.SCENES))
-    visible = 1 - covered.sum(axis=1)
+    hidden = pool((category == drawing.HIDDEN).astype(np.float32), GRID)
+    visible = 1 - covered.sum(axis=1) - hidden
     out[:, _SCENE] = is_scene[:, :, None, None] * visible[:, None]
     return out
 
@@ -209,6 +255,31 @@ def drives(maps: np.ndarray, voxels: Voxels) -> np.ndarray:
     seen = flat @ field.T  # (B, F, V)
     tuned = np.einsum("BFV,VF->BV", seen, voxels.tuning, optimize=True)
     return np.stack([tuned, seen[:, _ENERGY].mean(axis=1)], axis=-1)
+
+
+def drives_of(
+    seen: Iterable[tuple[np.ndarray, np.ndarray, int]],
+    voxels: Sequence[Voxels],
+    block: int = 50,
+) -> list[np.ndarray]:
+    """What the voxels of each subject see in M pictures, a few in memory at a time.
+
+    Args:
+        seen: For each picture (H, H, 3) uint8, (H, H) category and scene.
+        voxels: Of each subject.
+        block: Pictures measured at once.
+
+    Returns:
+        For each subject (M, V, 2) as `drives`.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in voxels]
+    left = iter(seen)
+    while some := list(itertools.islice(left, block)):
+        picture, category, scene = (np.stack(x) for x in zip(*some, strict=True))
+        maps = feature_maps(picture, category, scene)
+        for part, subject in zip(parts, voxels, strict=True):
+            part.append(drives(maps, subject))
+    return [np.concatenate(part) for part in parts]
 
 
 def responses(drive: np.ndarray, voxels: Voxels) -> np.ndarray:
@@ -255,7 +326,12 @@ def ellipsoid(dims: tuple[int, int, int]) -> np.ndarray:
     return x**2 + y**2 + z**2 < 1
 
 
-def plant(rng: np.random.Generator, brain: np.ndarray, num_voxels: int) -> Voxels:
+def plant(
+    rng: np.random.Generator,
+    brain: np.ndarray,
+    num_voxels: int,
+    recipe: Recipe = NSD,
+) -> Voxels:
     """Plants tuned voxels in the posterior part of a brain.
 
     Kinds follow one another from posterior to anterior (orientation, colour, object,
@@ -267,6 +343,7 @@ def plant(rng: np.random.Generator, brain: np.ndarray, num_voxels: int) -> Voxel
         rng: Where all randomness comes from.
         brain: (X, Y, Z) bool.
         num_voxels: How many.
+        recipe: Shares of the kinds, field sizes, noise.
 
     Returns:
         Voxels in the C order of the grid.
@@ -276,8 +353,9 @@ def plant(rng: np.random.Generator, brain: np.ndarray, num_voxels: int) -> Voxel
     chosen = np.sort(np.argsort(depth, kind="stable")[:num_voxels])
     position, depth = inside[chosen].astype(np.int32), depth[chosen]
     v = num_voxels
-    # Mixture: at least a tenth of each kind, else free.
-    share = 0.1 + 0.6 * rng.dirichlet((5, 3, 5, 3))
+    # Mixture: at least the floor of each kind, else free.
+    free = 1 - 4 * recipe.floor
+    share = recipe.floor + free * rng.dirichlet(recipe.mixture)
     border = np.round(np.cumsum(share)[:-1] * v).astype(int)
     kind = np.empty(v, np.int8)
     for k, members in enumerate(np.split(np.argsort(depth, kind="stable"), border)):
@@ -327,18 +405,68 @@ def plant(rng: np.random.Generator, brain: np.ndarray, num_voxels: int) -> Voxel
         taste[np.arange(v), order[:, column]] = weight
     tuning[scene, _SCENE] = taste[scene]
 
-    typical = 0.45 * rng.uniform(0.9, 1.12)
-    ncsnr = np.clip(typical * np.exp(rng.normal(0, 0.42, v)), 0.15, 1.2)
+    typical = recipe.ncsnr * rng.uniform(0.9, 1.12)
+    ncsnr = typical * np.exp(rng.normal(0, recipe.spread, v))
     return Voxels(
         position=position,
         kind=kind,
         centre=centre,
-        size=size,
+        size=size * recipe.field,
         tuning=tuning,
         category=np.where(thing, first, -1).astype(np.int8),
         contrast=rng.uniform(0.0, 0.2, v),
-        ncsnr=ncsnr,
+        ncsnr=np.clip(ncsnr, recipe.least, recipe.most),
     )
+
+
+def mix(voxels: Voxels, num_units: int) -> Voxels:
+    """Lets large voxels hold several populations: their own, and of their neighbours.
+
+    The first unit of a voxel is the voxel itself. The others have the kind, tuning and
+    contrast of the nearest voxels in the brain, and a receptive field half way between
+    both.
+
+    Args:
+        voxels: V voxels.
+        num_units: K, at most V.
+
+    Returns:
+        V * K units, voxel by voxel.
+    """
+    tree = scipy.spatial.KDTree(voxels.position)
+    near = np.asarray(tree.query(voxels.position, num_units)[1])
+    near = near.reshape(-1, num_units)  # (V, K)
+    own = np.arange(len(near))[:, None]
+    between = {
+        name: (getattr(voxels, name)[own] + getattr(voxels, name)[near]) / 2
+        for name in ("centre", "size")
+    }
+    units = {name: values[near] for name, values in voxels._asdict().items()} | between
+    here = np.broadcast_to(own, near.shape)
+    units |= {name: getattr(voxels, name)[here] for name in ("position", "ncsnr")}
+    return Voxels(**{name: a.reshape(-1, *a.shape[2:]) for name, a in units.items()})
+
+
+def mixed_responses(drive: np.ndarray, units: Voxels, weight: np.ndarray) -> np.ndarray:
+    """Noiseless responses of voxels that hold several populations.
+
+    Args:
+        drive: (M, V * K, 2) from `drives` for the units.
+        units: V * K units of `mix`.
+        weight: (K,) share of each unit in its voxel.
+
+    Returns:
+        (M, V) float32: weighted sum of the units' `responses`, z-scored over images.
+    """
+    answer = responses(drive, units).astype(np.float64)
+    return standardise(answer.reshape(len(drive), -1, len(weight)) @ weight).astype(
+        np.float32
+    )
+
+
+def count_kinds(voxels: Voxels) -> dict[str, int]:
+    """How many voxels there are of each of `KINDS`."""
+    return {k: int((voxels.kind == i).sum()) for i, k in enumerate(KINDS)}
 
 
 def by_field_size(voxels: Voxels, members: np.ndarray, parts: int) -> np.ndarray:

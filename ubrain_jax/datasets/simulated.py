@@ -353,13 +353,12 @@ def _write_subject(
         responses=clean,
         nsd_id=design.lists[subject - 1] - 1,
     )
-    number = {k: int((voxels.kind == i).sum()) for i, k in enumerate(planted.KINDS)}
     return {
         "name": name,
         "voxels": len(voxels.kind),
         "grid": list(brain.shape),
         "sessions": sessions,
-        "kinds": number,
+        "kinds": planted.count_kinds(voxels),
         "median_ncsnr": round(float(np.median(measured[tuple(voxels.position.T)])), 4),
         **damage,
     }
