@@ -78,7 +78,7 @@ class Rows(NamedTuple):
     picture: np.ndarray
 
 
-def _pictures(seed: int, num_train: int, num_test: int) -> Pictures:
+def name_pictures(seed: int, num_train: int, num_test: int) -> Pictures:
     """Names of the pictures; two numbers of each training synset are neighbours.
 
     As ids (synset + number / 1e6) those are 1e-6 apart, which float32 cannot hold.
@@ -102,11 +102,22 @@ def _pictures(seed: int, num_train: int, num_test: int) -> Pictures:
     )
 
 
-def _draw(seed: int, index: int, pictures: Pictures, px: int) -> tuple[bytes, Any]:
-    """A JPEG file, and what it shows.
+def draw(
+    seed: int, index: int, pictures: Pictures, px: int
+) -> tuple[bytes, drawing.Scene]:
+    """One picture as a JPEG file.
 
-    Its shorter side is px. The pictures of a synset show one kind of object, more
-    often than not before its usual kind of scene. One file in 25 is grey.
+    The pictures of a synset show one kind of object, more often than not before its
+    usual kind of scene. One file in 25 is grey.
+
+    Args:
+        seed: Of the dataset.
+        index: Row of `pictures`.
+        pictures: All of them.
+        px: Shorter side in pixels.
+
+    Returns:
+        Content of the file; and what it shows, in all of it.
     """
     rng = np.random.default_rng([seed, _PICTURES, index])
     kind = int(pictures.synset[index])
@@ -141,7 +152,7 @@ def _seen(
     for folder in folders:
         folder.mkdir(parents=True)
     for index, stem in enumerate(pictures.stems()):
-        content, scene = _draw(seed, index, pictures, px)
+        content, scene = draw(seed, index, pictures, px)
         folder = folders[index >= pictures.num_train]
         (folder / f"{stem}.JPEG").write_bytes(content)
         with Image.open(io.BytesIO(content)) as image:
@@ -401,7 +412,7 @@ def _write_subject(
 def _fill(root: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Writes the dataset into an empty folder; returns the content of truth.json."""
     seed, num_voxels = settings["seed"], settings["num_voxels"]
-    pictures = _pictures(seed, settings["num_train"], settings["num_test"])
+    pictures = name_pictures(seed, settings["num_train"], settings["num_test"])
     subjects = []
     for subject in range(1, settings["num_subjects"] + 1):
         brain = _brain(num_voxels, subject)
