@@ -30,7 +30,7 @@ import numpy as np
 from ubrain_jax.datasets import drawing, planted, truth
 
 RECIPE = planted.Recipe(
-    floor=0.04, mixture=(14, 1, 5, 2), ncsnr=0.3, spread=0.5, least=0.05, most=1.0
+    floor=0.04, mixture=(20, 1, 5, 2), ncsnr=0.3, spread=0.5, least=0.05, most=1.0
 )
 GREY = 0.55  # brightness that the files store as 0
 REPEATS = {"Trn": 2, "Val": 13}
