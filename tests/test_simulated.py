@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from tests import folders
 from ubrain_jax import errors
 from ubrain_jax.datasets import drawing, planted, simulated
 
@@ -297,15 +297,8 @@ def test_truth_can_be_computed_again_from_the_pictures(root):
 
 
 def test_same_seed_same_bytes_other_seed_other_brains(root, tmp_path):
-    def digest(folder: pathlib.Path) -> dict[str, str]:
-        return {
-            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
-
     simulated.write(tmp_path / "again", **SMALL)
-    assert digest(tmp_path / "again") == digest(root)
+    assert folders.digest(tmp_path / "again") == folders.digest(root)
     simulated.write(tmp_path / "other", **(SMALL | {"seed": 4}))
     other = simulated.read_truth(tmp_path / "other", "subj01")
     one, two = (simulated.read_truth(root, s) for s in ("subj01", "subj02"))

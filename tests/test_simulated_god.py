@@ -1,6 +1,5 @@
 """The simulated fMRI-on-ImageNet: exact file formats, planted truth, seeds."""
 
-import hashlib
 import io
 import json
 import pathlib
@@ -14,7 +13,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from tests import planted_loop
+from tests import folders, planted_loop
 from ubrain_jax import errors
 from ubrain_jax.datasets import drawing, planted, simulated, simulated_god, truth
 
@@ -329,15 +328,8 @@ def test_the_mat_file_is_matlab_5_with_three_design_columns_first(root, tmp_path
 
 
 def test_same_seed_same_bytes_other_seed_other_brains(root, tmp_path):
-    def digest(folder: pathlib.Path) -> dict[str, str]:
-        return {
-            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
-
     simulated_god.write(tmp_path / "again", **SMALL)
-    assert digest(tmp_path / "again") == digest(root)
+    assert folders.digest(tmp_path / "again") == folders.digest(root)
     simulated_god.write(tmp_path / "other", **(SMALL | {"seed": 4}))
     one, other = (truth.read(r, "Subject1") for r in (root, tmp_path / "other"))
     assert not np.array_equal(one["ncsnr"], other["ncsnr"])

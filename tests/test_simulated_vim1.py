@@ -1,6 +1,5 @@
 """The simulated vim-1: exact file formats, planted truth, seeds."""
 
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from tests import planted_loop
+from tests import folders, planted_loop
 from ubrain_jax import errors
 from ubrain_jax.datasets import planted, simulated, simulated_vim1, truth
 
@@ -255,15 +254,8 @@ def test_single_trials_can_be_left_out(root, tmp_path):
 
 
 def test_same_seed_same_bytes_other_seed_other_brains(root, tmp_path):
-    def digest(folder: pathlib.Path) -> dict[str, str]:
-        return {
-            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
-
     simulated_vim1.write(tmp_path / "again", **SMALL)
-    assert digest(tmp_path / "again") == digest(root)
+    assert folders.digest(tmp_path / "again") == folders.digest(root)
     simulated_vim1.write(tmp_path / "other", **(SMALL | {"seed": 4}))
     one, other = (truth.read(r, "S1") for r in (root, tmp_path / "other"))
     assert not np.array_equal(one["ncsnr"], other["ncsnr"])
