@@ -14,7 +14,7 @@ from flax import nnx
 
 from ubrain_jax import pretrain_demo
 from ubrain_jax.backbone import dinov2, images, weights
-from ubrain_jax.datasets import simulated
+from ubrain_jax.datasets import drawing, planted
 
 BUNDLED = pathlib.Path(dinov2.__file__).parent / "bundled"
 NUM_BLOCKS = pretrain_demo.GEOMETRY.depth
@@ -23,9 +23,7 @@ PX = pretrain_demo.PX
 
 def _drawn(count: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures, categories and scenes of a random stream of these tests."""
-    drawn = [
-        simulated.draw(np.random.default_rng([stream, i]), PX) for i in range(count)
-    ]
+    drawn = [drawing.draw(np.random.default_rng([stream, i]), PX) for i in range(count)]
     return (
         np.stack([p for p, _ in drawn]),
         np.stack([s.category for _, s in drawn]),
@@ -138,8 +136,8 @@ def _ridge_correlation(x: np.ndarray, y: np.ndarray, num_train: int) -> np.ndarr
 @pytest.mark.slow
 def test_objects_can_be_read_from_it_and_not_from_random_weights():
     pictures, category, scene = _drawn(500, 53)
-    maps = simulated.feature_maps(pictures, category, scene)
-    first = simulated.FEATURES.index("object-face")
+    maps = planted.feature_maps(pictures, category, scene)
+    first = planted.FEATURES.index("object-face")
     present = np.sqrt(maps[:, first : first + 6].mean(axis=(2, 3)))  # (B, 6)
     scores = {}
     for source in ("bundled", "random"):
@@ -156,7 +154,7 @@ def test_labels_against_a_loop():
     for name in data:  # picture 11, whatever came before
         np.testing.assert_array_equal(data[name][1:], again[name])
     rng = np.random.default_rng([7, 100, 11])
-    picture, scene = simulated.draw(rng, PX)
+    picture, scene = drawing.draw(rng, PX)
     assert (data["pictures"][1] == picture).all()
     assert data["scene"][1] == scene.scene
     for row, column in ((0, 0), (5, 9), (15, 3)):
@@ -172,15 +170,15 @@ def test_labels_against_a_loop():
 
 
 def test_pooling_keeps_areas():
-    maps = np.random.default_rng(0).random((2, simulated.GRID, simulated.GRID))
-    pooled = pretrain_demo._pool(maps)
+    maps = np.random.default_rng(0).random((2, planted.GRID, planted.GRID))
+    pooled = planted.pool(maps, pretrain_demo.SIDE)
     assert pooled.shape == (2, pretrain_demo.SIDE, pretrain_demo.SIDE)
     np.testing.assert_allclose(pooled.mean((1, 2)), maps.mean((1, 2)), rtol=1e-5)
     # The second cell of 28 / 16 = 1.75 columns: a quarter of column 1, all of column
     # 2, half of column 3.
-    ramp = np.tile(np.arange(simulated.GRID, dtype=float), (simulated.GRID, 1))
+    ramp = np.tile(np.arange(planted.GRID, dtype=float), (planted.GRID, 1))
     want = (0.25 * 1 + 1 * 2 + 0.5 * 3) / 1.75
-    assert pretrain_demo._pool(ramp)[0, 1] == pytest.approx(want, rel=1e-6)
+    assert planted.pool(ramp, pretrain_demo.SIDE)[0, 1] == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("choice", range(12))
@@ -189,12 +187,12 @@ def test_augmented_labels_are_those_of_the_augmented_picture(choice):
     batch = {k: jax.numpy.asarray(v) for k, v in data.items()}
     out = jax.tree.map(np.asarray, pretrain_demo._augment(batch, choice))
     category = np.stack(
-        [simulated.draw(np.random.default_rng([1, 100, i]))[1].category for i in (0, 1)]
+        [drawing.draw(np.random.default_rng([1, 100, i]))[1].category for i in (0, 1)]
     )
     if choice % 2:
         category = category[:, :, ::-1]
-    maps = simulated.feature_maps(out["pictures"], category, data["scene"])
-    energy = np.moveaxis(pretrain_demo._pool(maps[:, :18]), 1, -1)
+    maps = planted.feature_maps(out["pictures"], category, data["scene"])
+    energy = np.moveaxis(planted.pool(maps[:, :18], pretrain_demo.SIDE), 1, -1)
     np.testing.assert_allclose(out["energy"], energy, atol=0.01)
     tiles = out["pictures"].reshape(2, 16, 7, 16, 7, 3).mean(axis=(2, 4)) / 255
     np.testing.assert_allclose(out["rgb"], tiles, atol=1e-3)

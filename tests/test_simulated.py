@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 import scipy.io
 
+from tests import folders
 from ubrain_jax import errors
-from ubrain_jax.datasets import simulated
+from ubrain_jax.datasets import drawing, planted, simulated
 
 SMALL = {
     "num_subjects": 2,
@@ -195,7 +195,7 @@ def test_pictures_on_disk(root):
         assert brick.shape == (46, 56, 56, 3)
         pictures = brick[:]
     for i in (0, 17, 45):
-        again, _ = simulated.draw(np.random.default_rng([3, 0, i]), 56)
+        again, _ = drawing.draw(np.random.default_rng([3, 0, i]), 56)
         assert (pictures[i] == again).all()
     assert len({p.tobytes() for p in pictures}) == 46
 
@@ -214,7 +214,7 @@ def test_rois_show_the_planted_voxels(root):
         kinds = volume["kind"][general]
         assert (kinds - 1 == truth["kind"]).all()
         assert set(kinds) == {1, 2, 3, 4}
-        face = truth["category"] == simulated.CATEGORIES.index("face")
+        face = truth["category"] == drawing.CATEGORIES.index("face")
         assert ((volume["floc-faces"][general] > 0) == face).all()
         prf = volume["prf-visualrois"][general]
         assert ((prf == 7) == (truth["kind"] == 1)).all()
@@ -259,31 +259,6 @@ def test_ncsnr_file_is_the_formula_over_the_betas(root):
         np.testing.assert_allclose(written[x, y, z], want, rtol=1e-5)
 
 
-def test_ncsnr_counts_images_with_exactly_three_trials():
-    rng = np.random.default_rng(0)
-    image = np.r_[np.repeat(np.arange(50), 3), [50, 50], [51]]
-    image = np.r_[image, np.full(60 - len(image) % 60, 52)]
-    betas = rng.normal(size=(len(image), 2))
-    base = simulated.ncsnr(betas, image, 60)
-    betas_b = betas.copy()
-    # Exchanging trials of pictures with another number of trials changes nothing.
-    betas_b[[150, 151]] = betas_b[[151, 150]]
-    np.testing.assert_allclose(simulated.ncsnr(betas_b, image, 60), base)
-    betas[:, 1] = 7
-    assert np.isnan(simulated.ncsnr(betas, image, 60)[1])
-
-
-def test_measured_ncsnr_recovers_the_planted_one():
-    rng = np.random.default_rng(1)
-    planted = np.linspace(0.2, 1.2, 40)
-    image = np.concatenate([rng.permutation(500) for _ in range(3)])
-    signal = rng.normal(size=(500, 40)) * planted
-    betas = signal[image] + rng.normal(size=(1500, 40))
-    betas *= np.repeat([1, 5, 0.1], 500)[:, None]  # a gain for each session
-    measured = simulated.ncsnr(betas, image, 500)
-    np.testing.assert_allclose(measured, planted, atol=0.12)
-
-
 def test_betas_carry_the_planted_signal(root):
     truth = simulated.read_truth(root, "subj01")
     betas = _betas(root, "subj01")[:, *truth["position"].T].astype(float)
@@ -304,16 +279,16 @@ def test_betas_carry_the_planted_signal(root):
 
 def test_truth_can_be_computed_again_from_the_pictures(root):
     truth = simulated.read_truth(root, "subj02")
-    voxels = simulated.Voxels(**{k: truth[k] for k in simulated.Voxels._fields})
+    voxels = planted.Voxels(**{k: truth[k] for k in planted.Voxels._fields})
     drawn = [
-        simulated.draw(np.random.default_rng([3, 0, i]), 56) for i in truth["nsd_id"]
+        drawing.draw(np.random.default_rng([3, 0, i]), 56) for i in truth["nsd_id"]
     ]
-    maps = simulated.feature_maps(
+    maps = planted.feature_maps(
         np.stack([p for p, _ in drawn]),
         np.stack([s.category for _, s in drawn]),
         np.array([s.scene for _, s in drawn]),
     )
-    clean = simulated.responses(simulated.drives(maps, voxels), voxels)
+    clean = planted.responses(planted.drives(maps, voxels), voxels)
     np.testing.assert_allclose(clean, truth["responses"], atol=2e-4)
     varies = clean.std(axis=0) > 0
     np.testing.assert_allclose(clean.mean(axis=0), 0, atol=1e-5)
@@ -321,92 +296,9 @@ def test_truth_can_be_computed_again_from_the_pictures(root):
     assert varies.mean() > 0.9
 
 
-def test_an_orientation_channel_answers_its_own_grating():
-    y, x = (np.mgrid[:112, :112] + 0.5) / 112
-    for f, cycles in enumerate(simulated.FREQUENCIES):
-        for o in range(simulated.NUM_ORIENTATIONS):
-            angle = np.pi * o / simulated.NUM_ORIENTATIONS
-            wave = np.cos(angle) * x - np.sin(angle) * y
-            grey = 128 + 80 * np.sin(2 * np.pi * cycles * wave)
-            picture = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
-            none = np.full((1, 112, 112), -1, np.int8)
-            maps = simulated.feature_maps(picture[None], none, np.zeros(1))
-            middle = maps[0, :18, 8:20, 8:20].mean(axis=(1, 2))
-            assert middle.argmax() == f * simulated.NUM_ORIENTATIONS + o
-
-
-def test_colour_object_and_scene_maps_against_a_loop():
-    picture, scene = simulated.draw(np.random.default_rng(5), 56)
-    maps = simulated.feature_maps(
-        picture[None], scene.category[None], np.array([scene.scene])
-    )[0]
-    named = dict(zip(simulated.FEATURES, maps, strict=True))
-    for cy, cx in ((0, 0), (13, 20), (27, 4)):
-        cell = np.s_[2 * cy : 2 * cy + 2, 2 * cx : 2 * cx + 2]
-        rgb = picture[cell].reshape(-1, 3).mean(axis=0) / 255
-        at = (cy, cx)
-        assert named["red-green"][at] == pytest.approx(rgb[0] - rgb[1], abs=1e-5)
-        yellow = (rgb[0] + rgb[1]) / 2 - rgb[2]
-        assert named["yellow-blue"][at] == pytest.approx(yellow, abs=1e-5)
-        for c, category in enumerate(simulated.CATEGORIES):
-            covered = (scene.category[cell] == c).mean()
-            assert named[f"object-{category}"][at] == pytest.approx(covered)
-        free = (scene.category[cell] < 0).mean()
-        for s, name in enumerate(simulated.SCENES):
-            want = free if s == scene.scene else 0
-            assert named[f"scene-{name}"][at] == pytest.approx(want)
-
-
-def test_fields_are_normalised_gaussians():
-    field = simulated.receptive_fields(np.array([[0.25, 0.75]]), np.array([0.1]))
-    field = field.reshape(simulated.GRID, simulated.GRID)
-    assert field.sum() == pytest.approx(1, abs=1e-5)
-    at = (np.arange(simulated.GRID) + 0.5) / simulated.GRID
-    assert field.sum(axis=0) @ at == pytest.approx(0.25, abs=0.01)  # x: columns
-    assert field.sum(axis=1) @ at == pytest.approx(0.75, abs=0.01)
-
-
-def test_draw_says_what_it_painted():
-    shown = np.zeros(len(simulated.CATEGORIES), int)
-    for i in range(60):
-        picture, scene = simulated.draw(np.random.default_rng([7, i]), 112)
-        assert picture.dtype == np.uint8
-        assert 1 <= len(scene.objects) <= 3
-        visible = set(np.unique(scene.category)) - {-1}
-        assert visible <= {item.category for item in scene.objects}
-        last = scene.objects[-1]  # nothing lies on top of it
-        mass = np.argwhere(scene.category == last.category)
-        assert len(mass) > 0.1 * (last.size * 112) ** 2 / 2
-        assert 0.22 <= last.size <= 0.54
-        shown[list(visible)] += 1
-    assert (shown > 5).all()
-
-
-def test_colour_alone_does_not_tell_the_category():
-    colours, labels = [], []
-    for i in range(300):
-        picture, scene = simulated.draw(np.random.default_rng([8, i]), 56)
-        for c in set(np.unique(scene.category)) - {-1}:
-            colours.append(picture[scene.category == c].mean(axis=0))
-            labels.append(c)
-    colours, labels = np.array(colours, float), np.array(labels)
-    half = len(labels) // 2
-    # Nearest neighbour in mean colour, from the first half to the second.
-    far = ((colours[half:, None] - colours[None, :half]) ** 2).sum(axis=2)
-    right = (labels[:half][far.argmin(axis=1)] == labels[half:]).mean()
-    assert right < 0.35  # chance is 1/6
-
-
 def test_same_seed_same_bytes_other_seed_other_brains(root, tmp_path):
-    def digest(folder: pathlib.Path) -> dict[str, str]:
-        return {
-            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
-
     simulated.write(tmp_path / "again", **SMALL)
-    assert digest(tmp_path / "again") == digest(root)
+    assert folders.digest(tmp_path / "again") == folders.digest(root)
     simulated.write(tmp_path / "other", **(SMALL | {"seed": 4}))
     other = simulated.read_truth(tmp_path / "other", "subj01")
     one, two = (simulated.read_truth(root, s) for s in ("subj01", "subj02"))
@@ -417,15 +309,38 @@ def test_same_seed_same_bytes_other_seed_other_brains(root, tmp_path):
     assert not np.array_equal(one["ncsnr"], two["ncsnr"])
 
 
-def test_planted_noise_covers_the_range_of_nsd():
-    brain = simulated._brain((13, 15, 12))
-    values = [
-        simulated.plant(np.random.default_rng(s), brain, 600).ncsnr for s in range(4)
-    ]
-    values = np.concatenate(values)
-    assert 0.4 < np.median(values) < 0.52
-    assert 0.15 <= values.min() < 0.2
-    assert 0.9 < values.max() <= 1.2
+def test_noise_factors_raise_the_noise_and_leave_the_signal(root, tmp_path):
+    simulated.write(tmp_path / "same", **SMALL, noise=(1, 1))
+    for path in ("truth/truth.json", "truth/subj02.npz"):
+        assert (tmp_path / "same" / path).read_bytes() == (root / path).read_bytes()
+    told = simulated.write(tmp_path / "nsd", **SMALL, noise=(1, 3))
+    assert told["settings"]["noise"] == (1, 3)
+    one, before = (simulated.read_truth(r, "subj01") for r in (tmp_path / "nsd", root))
+    for name in before:
+        np.testing.assert_array_equal(one[name], before[name])
+    two, before = (simulated.read_truth(r, "subj02") for r in (tmp_path / "nsd", root))
+    np.testing.assert_allclose(two["ncsnr"], before["ncsnr"] / 3)
+    np.testing.assert_array_equal(two["responses"], before["responses"])
+    # Residuals over the noiseless response: noise, three times as much of it.
+    order = _design(root)["masterordering"][0].astype(int) - 1
+    design = np.stack([np.ones(26), np.zeros(26)], axis=1)
+    spread = []
+    for folder in (root, tmp_path / "nsd"):
+        betas = _betas(folder, "subj02")[:26][:, *before["position"].T].astype(float)
+        left = []
+        for v in range(60):
+            design[:, 1] = before["responses"][order[:26], v]
+            left.append(np.linalg.lstsq(design, betas[:, v], rcond=None)[1].sum())
+        spread.append(np.sqrt(np.array(left)))
+    used = spread[0] > 0  # not the voxels that are zero for the session
+    np.testing.assert_allclose(spread[1][used], 3 * spread[0][used], rtol=0.01)
+
+
+@pytest.mark.parametrize("noise", [(1,), (1, 0), (1, float("nan"))])
+def test_noise_factors_out_of_range(tmp_path, noise):
+    with pytest.raises(errors.ConfigError, match="2 factors"):
+        simulated.write(tmp_path / "nsd", **SMALL, noise=noise)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_left_hemisphere_sees_the_right_visual_field(root):

@@ -33,27 +33,16 @@ from safetensors import numpy as safetensors_numpy
 
 from ubrain_jax import errors
 from ubrain_jax.backbone import dinov2, images
-from ubrain_jax.datasets import simulated
+from ubrain_jax.datasets import drawing, planted
 
 GEOMETRY = dinov2.Geometry(160, 6, 5, "gelu", 640, image_px=112)
 PX = GEOMETRY.image_px
 SIDE = 2 * PX // GEOMETRY.patch  # labels are for quarters of patches
 LOW_TAPS, OBJECT_TAPS = (2, 6), (4, 6)
 TAPS = (2, 4, 6)
-NUM_ENERGY = len(simulated.FREQUENCIES) * simulated.NUM_ORIENTATIONS
-NUM_CLASSES = len(simulated.CATEGORIES) + 1  # the last is: no object
+NUM_ENERGY = len(planted.FREQUENCIES) * planted.NUM_ORIENTATIONS
+NUM_CLASSES = len(drawing.CATEGORIES) + 1  # the last is: no object
 _PRETRAIN_PICTURES = 100  # random stream, apart from those of simulated.write
-
-
-def _pool(maps: np.ndarray) -> np.ndarray:
-    """(..., GRID, GRID) -> (..., SIDE, SIDE) by area."""
-    edges = np.linspace(0, simulated.GRID, SIDE + 1)
-    cell = np.arange(simulated.GRID)
-    low = np.maximum(edges[:-1, None], cell)
-    high = np.minimum(edges[1:, None], cell + 1)
-    share = np.maximum(0, high - low).astype(np.float32)
-    share /= share.sum(axis=1, keepdims=True)
-    return share @ maps @ share.T
 
 
 def pictures_with_labels(seed: int, first: int, count: int) -> dict[str, np.ndarray]:
@@ -79,7 +68,7 @@ def pictures_with_labels(seed: int, first: int, count: int) -> dict[str, np.ndar
     for start in range(0, count, 50):
         rows = np.arange(start, min(start + 50, count))
         drawn = [
-            simulated.draw(
+            drawing.draw(
                 np.random.default_rng([seed, _PRETRAIN_PICTURES, first + int(i)]), PX
             )
             for i in rows
@@ -87,8 +76,8 @@ def pictures_with_labels(seed: int, first: int, count: int) -> dict[str, np.ndar
         pictures = np.stack([picture for picture, _ in drawn])
         category = np.stack([scene.category for _, scene in drawn])
         scene = np.array([scene.scene for _, scene in drawn])
-        maps = simulated.feature_maps(pictures, category, scene)
-        energy = _pool(maps[:, :NUM_ENERGY])
+        maps = planted.feature_maps(pictures, category, scene)
+        energy = planted.pool(maps[:, :NUM_ENERGY], SIDE)
         out["energy"][rows] = np.moveaxis(energy, 1, -1)
         tiles = (len(rows), SIDE, block, SIDE, block)
         out["rgb"][rows] = pictures.reshape(*tiles, 3).mean(axis=(2, 4)) / 255
@@ -111,7 +100,7 @@ def _init_heads(seed: int) -> dict[str, Any]:
     heads = {f"energy{t}": linear(4 * NUM_ENERGY) for t in LOW_TAPS}
     heads |= {f"rgb{t}": linear(4 * 3) for t in LOW_TAPS}
     heads |= {f"covered{t}": linear(4 * NUM_CLASSES) for t in OBJECT_TAPS}
-    return heads | {"scene": linear(len(simulated.SCENES))}
+    return heads | {"scene": linear(len(drawing.SCENES))}
 
 
 def _read(head: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
@@ -174,9 +163,9 @@ def _augment(batch: dict[str, jax.Array], choice: jax.Array) -> dict[str, jax.Ar
         [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
     )
     order, mirror = orders[choice // 2], choice % 2 == 1
-    n = simulated.NUM_ORIENTATIONS
+    n = planted.NUM_ORIENTATIONS
     negative = np.concatenate(
-        [f * n + (-np.arange(n)) % n for f in range(len(simulated.FREQUENCIES))]
+        [f * n + (-np.arange(n)) % n for f in range(len(planted.FREQUENCIES))]
     )
     flipped = {
         k: v if k == "scene" else v[:, :, ::-1]
@@ -263,7 +252,7 @@ For the demo and the tests of ubrain_jax; of no use for photographs.
 * Architecture: DINOv2, {depth} blocks, width {width}, {heads} heads, patch 14, images
   of 112 pixels; {million:.2f} million parameters in float16. The final LayerNorm is the
   identity and the mask token zero: neither was trained.
-* Trained on {pictures} pictures of `ubrain_jax.datasets.simulated.draw` (mirrored, RGB
+* Trained on {pictures} pictures of `ubrain_jax.datasets.drawing.draw` (mirrored, RGB
   exchanged), {steps} steps of {batch}, AdamW, supervised: object coverage, oriented
   energy and mean colour of each quarter of a patch, scene of the picture. Never on
   responses, real or simulated; no photograph, no other network. The pictures of the
