@@ -117,6 +117,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(code)
 
     def parse_flags(argv: list[str]) -> list[str]:
+        argv = [part for word in argv for part in repeated(word)]
         try:
             rest = flags.FLAGS(argv, known_only=False)
             for name in flags.FLAGS:  # an absent config file shows when it is used
@@ -156,6 +157,21 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(code or 0)
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def repeated(word: str) -> list[str]:
+    """`--config.x=/a,/b` as one flag for each path: ml_collections takes no such list.
+
+    Example:
+        >>> repeated("--config.data.crowd=/d/nsd.zarr,/d/god.zarr")
+        ['--config.data.crowd=/d/nsd.zarr', '--config.data.crowd=/d/god.zarr']
+        >>> repeated("--config.backbone.taps=(1,2)")
+        ['--config.backbone.taps=(1,2)']
+    """
+    found = re.fullmatch(r"(--config\.[\w.]+=)([^'\"(\[]*/[^'\"(\[]*)", word)
+    if not found:
+        return [word]
+    return [found[1] + part.strip() for part in found[2].split(",") if part.strip()]
 
 
 def _without_traceback(text: str) -> str:

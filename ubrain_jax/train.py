@@ -321,8 +321,17 @@ def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[An
     if run.experiment.train.select == "last":
         return state.params, int(state.step)
     params, _, step = checkpoint.read_params(workdir, "best")
-    place = lambda new, like: jax.device_put(new, like.sharding)  # noqa: E731
-    return jax.tree.map(place, params, state.params), step
+    stored = {
+        jax.tree_util.keystr(path): array
+        for path, array in jax.tree_util.tree_leaves_with_path(params)
+    }
+    # From disk it is a dict, here a State of nnx: the same names, other containers.
+    return jax.tree_util.tree_map_with_path(
+        lambda path, like: jax.device_put(
+            stored[jax.tree_util.keystr(path)], like.sharding
+        ),
+        state.params,
+    ), step
 
 
 class _Best:
