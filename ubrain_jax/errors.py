@@ -120,7 +120,8 @@ def run_command(
         main: Called with what absl leaves of the command line.
         is_check: Whether the command was asked for a verdict on its input. Then the
             line is the last of standard output and starts with "PROBLEM: "; else it
-            is on standard error and starts with "error: ".
+            is on standard error and starts with "error: ". Also asked where flags
+            cannot be parsed.
     """
     from absl import app, flags, logging
 
