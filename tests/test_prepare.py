@@ -105,7 +105,9 @@ def test_algonauts(tmp_path, shares):
             source, f"subj0{number}", train, [900, 901], seed=number
         )
     named = ("--dataset=algonauts", f"--source={source}", f"--out={out}")
-    prepared.run(*named, "--image_px=28", *prepared.as_flags(shares))
+    given = (*named, "--image_px=28", *prepared.as_flags(shares))
+    assert prepared.run(*given, "--check").endswith("\nALL GOOD\n")
+    prepared.run(*given)
     dataset = algonauts.open_dataset(source, **shares)
     tested = prepared.assert_holds(out, dataset).subjects[0].samples("test")
     assert len(tested) > (10 if shares else 0)
@@ -117,6 +119,8 @@ def test_released_takes_the_files_validation_rows_unless_told(tmp_path, share):
     source, out = released_files.write(tmp_path, arrays), tmp_path / "r.zarr"
     given = [] if share is None else [f"--val_fraction={share}"]
     named = ("--dataset=released", f"--source={source}", f"--out={out}")
+    checked = prepared.run(*named, "--image_px=28", *given, "--check")
+    assert checked.endswith("\nALL GOOD\n")
     prepared.run(*named, "--image_px=28", *given)
     opened = prepared.assert_holds(
         out, released.open_dataset(source, val_fraction=share)

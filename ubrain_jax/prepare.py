@@ -25,7 +25,7 @@ from ubrain_jax.datasets import (
     vim1,
 )
 
-_READERS = {
+READERS = {
     "nsd": nsd,
     "algonauts": algonauts,
     "god": god,
@@ -35,12 +35,12 @@ _READERS = {
     "table": table,
 }
 _NEEDED = {
-    **dict.fromkeys(_READERS, ("source",)),
+    **dict.fromkeys(READERS, ("source",)),
     "god": ("source", "images"),
     "mosaic": ("source", "images"),
     "table": ("name", "betas", "trials", "images"),
 }
-_DISTRIBUTED = tuple(name for name in _READERS if name != "table")
+_DISTRIBUTED = tuple(name for name in READERS if name != "table")
 # Flags that not every dataset knows. A reader gets those that were given.
 _KNOWN_BY = {
     "source": _DISTRIBUTED,
@@ -68,7 +68,7 @@ _KNOWN_BY = {
 }
 _SHARES = ("val_fraction", "test_fraction")
 
-_DATASET = flags.DEFINE_enum("dataset", None, list(_READERS), "What is to be read.")
+_DATASET = flags.DEFINE_enum("dataset", None, list(READERS), "What is to be read.")
 _OUT = flags.DEFINE_string("out", None, "Store to write, usually NAME.zarr.")
 _PX = flags.DEFINE_integer("image_px", 224, "Side of the stored pictures, pixels.")
 _EXCLUDE = flags.DEFINE_list(
@@ -145,7 +145,7 @@ def open_dataset() -> schema.Dataset:
     arguments: dict[str, Any] = {"space": "fsaverage"} if name == "nsd" else {}
     for flag in (*_KNOWN_BY, "val_fraction", "seed"):
         value = flags.FLAGS[flag].value
-        if name in _KNOWN_BY.get(flag, _READERS) and value not in (None, []):
+        if name in _KNOWN_BY.get(flag, READERS) and value not in (None, []):
             arguments[flag] = value
     _convert(arguments, "sessions", int, "1,2,3")
     _convert(arguments, "grey", float, "-0.55,0.45")
@@ -156,7 +156,7 @@ def open_dataset() -> schema.Dataset:
     if name == "table":
         arguments["betas"] = arguments["betas"].split(",")
     try:
-        return _READERS[name].open_dataset(**arguments)
+        return READERS[name].open_dataset(**arguments)
     except OSError as error:
         raise errors.InputError(
             error.filename or name,
