@@ -14,12 +14,9 @@ from tests import test_released as released_files
 from ubrain_jax import batches, config, crowd, errors, prepare
 from ubrain_jax.datasets import (
     algonauts,
-    god,
-    mosaic,
     nsd,
     pictures,
     released,
-    table,
     vim1,
 )
 
@@ -305,19 +302,10 @@ KNOWN_BY = {
     **dict.fromkeys(("name", "trials", "stimuli", "position", "ncsnr"), "table"),
     **dict.fromkeys(("zscore", "background", "orientation"), "table"),
 }
-READERS = {
-    "nsd": nsd,
-    "algonauts": algonauts,
-    "god": god,
-    "vim1": vim1,
-    "released": released,
-    "mosaic": mosaic,
-    "table": table,
-}
 VALUES = {"test_fraction": "0.1", "num_voxels": "3", "artificial": "true"}
 
 
-@pytest.mark.parametrize("dataset", READERS)
+@pytest.mark.parametrize("dataset", prepare.READERS)
 def test_flags_that_the_dataset_does_not_know_are_refused(dataset):
     for flag, known in KNOWN_BY.items():
         if dataset in known.split():
@@ -379,17 +367,21 @@ GIVEN = {
 def test_every_flag_reaches_its_reader(dataset, monkeypatch):
     given, changes = GIVEN[dataset]
     expected = {k: v for k, v in given.items() if k != "images" or dataset != "nsd"}
-    arguments = set(inspect.signature(READERS[dataset].open_dataset).parameters)
-    monkeypatch.setattr(READERS[dataset], "open_dataset", lambda **called: called)
+    arguments = set(inspect.signature(prepare.READERS[dataset].open_dataset).parameters)
+    monkeypatch.setattr(
+        prepare.READERS[dataset], "open_dataset", lambda **called: called
+    )
     called = prepared.opened(f"--dataset={dataset}", *prepared.as_flags(given))
     assert called == expected | changes
     # The masks of `released` have a place of their own beside the file.
     assert arguments - called.keys() == ({"masks"} if dataset == "released" else set())
 
 
-@pytest.mark.parametrize("dataset", READERS)
+@pytest.mark.parametrize("dataset", prepare.READERS)
 def test_what_is_not_given_is_left_to_the_reader(dataset, monkeypatch):
-    monkeypatch.setattr(READERS[dataset], "open_dataset", lambda **called: called)
+    monkeypatch.setattr(
+        prepare.READERS[dataset], "open_dataset", lambda **called: called
+    )
     given = {"betas": "b"} if dataset == "table" else {"source": "s"}
     expected = {"betas": ["b"]} if dataset == "table" else given
     if dataset == "nsd":
