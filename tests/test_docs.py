@@ -5,8 +5,10 @@ import pathlib
 import re
 
 import pytest
+from absl import flags
 
 from tests import check_demo
+from ubrain_jax import prepare
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("third_party/*.md")]
@@ -41,3 +43,21 @@ def test_the_check_of_the_demo_can_fail():
     bad["subjects"]["b"]["roi"]["kind:object"]["noise_normalised"]["median"] = 0.49
     bad["subjects"]["c"]["retrieval"]["top1"] = 0.15
     assert len(check_demo.shortfalls(bad)) == 2
+
+
+def test_the_pages_on_datasets_name_every_flag_of_the_command_and_no_other():
+    pages = [ROOT / "docs/datasets.md", ROOT / "docs/own_data.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"--(\w+)", text)) - {"config", "workdir"}
+    known = flags.FLAGS.flags_by_module_dict()[prepare.__name__]
+    simulate = {"dataset", "out"}
+    assert named | simulate == {flag.name for flag in known}
+
+
+@pytest.mark.parametrize("dataset", sorted(prepare.READERS))
+def test_every_dataset_has_its_rows(dataset):
+    rows = (ROOT / "docs/datasets.md").read_text(encoding="utf-8").splitlines()
+    assert sum(f"`--dataset={dataset} " in row for row in rows) == 1
+    assert sum(row.startswith(f"| {dataset} |") for row in rows) == 1
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"--dataset={dataset}" in readme

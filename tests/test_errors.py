@@ -28,6 +28,7 @@ from ubrain_jax import config, errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "")
 THEN = flags.DEFINE_string("then", "", "")
+flags.DEFINE_bool("check", False, "")
 
 def main(argv):
     then = THEN.value
@@ -48,7 +49,7 @@ def main(argv):
         for line in range(100_000):
             print("line", line)
 
-errors.run_command(main)
+errors.run_command(main, is_check=lambda: flags.FLAGS["check"].value)
 """
 
 
@@ -152,6 +153,14 @@ def test_a_command_stops_with_one_line_and_the_code(then, code, message):
     assert (found, out, one_line(err)) == (code, "", f"error: {message}")
 
 
+def test_a_check_tells_a_problem_on_standard_output():
+    found, out, err = run("-c", COMMAND, "--then=input", "--check")
+    message = "a.mat:trial 7: value -1; expected 1..3. Mend it."
+    assert (found, out, err) == (65, f"PROBLEM: {message}\n", "")
+    found, out, err = run("-c", COMMAND, "--then=interrupt", "--check")
+    assert (found, out, one_line(err)) == (130, "", "error: interrupted")
+
+
 def test_a_bug_of_ours_shows_its_traceback():
     code, _, err = run("-c", COMMAND, "--then=bug")
     assert code == 1
@@ -170,10 +179,10 @@ def test_the_code_that_main_returns_is_the_exit_code():
     assert run("-c", COMMAND) == (0, "", "")
 
 
-@pytest.mark.parametrize("then", ["print", "print much"])
+@pytest.mark.parametrize("then", ["print", "print much", "input"])
 def test_a_reader_that_closes_the_pipe_makes_no_traceback(then):
     """What is short is lost when Python exits, what is long while it prints."""
-    command = [sys.executable, "-c", COMMAND, f"--then={then}"]
+    command = [sys.executable, "-c", COMMAND, f"--then={then}", "--check"]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

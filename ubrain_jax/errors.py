@@ -92,29 +92,54 @@ def check_flags(argv: list[str], *needed: Any) -> None:
         needed: Holders of absl flags that must have a value.
 
     Raises:
-        ConfigError: Naming the first one.
+        ConfigError: Naming a word without --, or all flags that are absent.
     """
     if len(argv) > 1:
         raise ConfigError(
             argv[1], "", "an argument without --", "flags only", "Write --flag=value."
         )
-    for flag in needed:
-        if not flag.value:
-            raise ConfigError(
-                f"--{flag.name}", "", "not given", "a value", f"Pass --{flag.name}=..."
-            )
+    absent = [f"--{flag.name}" for flag in needed if not flag.value]
+    if absent:
+        raise ConfigError(
+            ", ".join(absent),
+            "",
+            "not given",
+            "a value" if len(absent) == 1 else "a value for each",
+            f"Pass {' '.join(f'{flag}=...' for flag in absent)}",
+        )
 
 
-def run_command(main: Callable[[list[str]], int | None]) -> None:
+def run_command(
+    main: Callable[[list[str]], int | None], is_check: Callable[[], bool] = bool
+) -> None:
     """Runs `main(argv)` under absl flags; input errors become one line and a code.
 
     Set UBRAIN_DEBUG=1 to see the traceback of an input error.
+
+    Args:
+        main: Called with what absl leaves of the command line.
+        is_check: Whether the command was asked for a verdict on its input. Then the
+            line is the last of standard output and starts with "PROBLEM: "; else it
+            is on standard error and starts with "error: ". Also asked where flags
+            cannot be parsed.
     """
     from absl import app, flags, logging
 
     def stop(message: str, code: int) -> None:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        text = " ".join(message.split())
+        if is_check():
+            try:
+                print(f"PROBLEM: {text}", flush=True)
+            except BrokenPipeError:
+                drop_output()
+        else:
+            print(f"error: {text}", file=sys.stderr)
         sys.exit(code)
+
+    def drop_output() -> None:
+        # `| head` closed our standard output; Python would complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE)
 
     def parse_flags(argv: list[str]) -> list[str]:
         argv = [part for word in argv for part in repeated(word)]
@@ -149,11 +174,11 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
             if os.environ.get("UBRAIN_DEBUG"):
                 raise
             stop(str(error), error.exit_code)
-        except BrokenPipeError:  # `| head` closed our standard output
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_PIPE)
+        except BrokenPipeError:
+            drop_output()
         except KeyboardInterrupt:
-            stop("interrupted", EXIT_INTERRUPT)
+            print("error: interrupted", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPT)
         sys.exit(code or 0)
 
     app.run(guarded, flags_parser=parse_flags)

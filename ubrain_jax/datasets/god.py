@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ubrain_jax import errors
-from ubrain_jax.datasets import bdata, god_samples, imagenet, pictures, schema, trials
+from ubrain_jax.datasets import (
+    bdata,
+    god_samples,
+    imagenet,
+    pictures,
+    schema,
+    simulated,
+    trials,
+)
 
 _FILE = re.compile(r"(?:subject|sub|s)[-_ ]?0*([1-9]\d*)", re.IGNORECASE)
 _ENDINGS = (".mat", ".h5", ".hdf5")
@@ -112,10 +120,14 @@ def open_dataset(
 
     sources: list[dict[str, Any]] = []
     folder = source.parent if source.is_file() else source
+    attrs: dict[str, Any] = {"dataset": "god"}
+    if simulated.is_simulated(source):
+        attrs["simulated"] = True
+        report.append("these files are simulated, no brain was measured")
 
     def read_subjects() -> Iterator[schema.Subject]:
         for plan in plans:
-            subject = _read_subject(plan, keys, split, report)
+            subject = _read_subject(plan, keys, split, attrs, report)
             sources.append(schema.describe(paths[plan.name], folder))
             yield subject
 
@@ -288,9 +300,10 @@ def _read_subject(
     plan: _Plan,
     keys: Sequence[str],
     split: Callable[[str], str],
+    common: dict[str, Any],
     report: list[str],
 ) -> schema.Subject:
-    """Reads the responses of one subject."""
+    """Reads the responses of one subject; `common` goes into its attributes."""
     samples, table = plan.samples, plan.table
     numbers, repeats, row = [], [], np.full(len(samples.part), -1)
     for part in (god_samples.TRAINING, god_samples.TEST):  # test pictures last
@@ -358,7 +371,7 @@ def _read_subject(
     responses = np.ascontiguousarray(averages.responses[:, keep])
     flat = averages.flat[:, keep]
     attrs = {
-        "dataset": "god",
+        **common,
         **place,
         "mask": ", ".join(keys),
         "voxel_order": "columns of the table",

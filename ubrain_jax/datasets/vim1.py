@@ -28,7 +28,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ubrain_jax import errors
-from ubrain_jax.datasets import schema, vim1_files, vim1_responses, vim1_stimuli
+from ubrain_jax.datasets import (
+    schema,
+    simulated,
+    vim1_files,
+    vim1_responses,
+    vim1_stimuli,
+)
 
 NUM_IMAGES = {"train": 1750, "val": 120}
 RULES = ("auto", "snr", "roi", "all")
@@ -131,7 +137,10 @@ def open_dataset(
         choices[name] = _Choice(rule, num_voxels, scores)
 
     report += stimuli.report
-    if num != NUM_IMAGES:
+    is_simulated = simulated.is_simulated(source)
+    if is_simulated:
+        report.append("these files are simulated, no brain was measured")
+    elif num != NUM_IMAGES:
         report.append(
             f"{num['train']} training and {num['val']} validation pictures; vim-1 has "
             f"{NUM_IMAGES['train']} and {NUM_IMAGES['val']}"
@@ -153,9 +162,12 @@ def open_dataset(
 
     def read_subjects() -> Iterator[schema.Subject]:
         for name, plan in plans.items():
-            yield _read_subject(
+            subject = _read_subject(
                 source, name, plan, choices[name], list(known), split, stimuli, report
             )
+            if is_simulated:
+                subject.attrs["simulated"] = True
+            yield subject
 
     def read_images(image_ids: Sequence[str]) -> Iterator[np.ndarray]:
         unknown = [i for i in image_ids if i not in known]
