@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ubrain_jax import config, crowd, errors, evaluate, experiments, studies, train
+from ubrain_jax import config, crowd, errors, evaluate, experiments, train
+from ubrain_jax.maps import tables
 
 _CHECKPOINTS = ("checkpoints", "best")
 
@@ -97,7 +98,7 @@ def run_all(
             told = round(seconds, 2) if whole else None
             _write(cell, {"settings": cell.settings, "seconds": told})
             medians = ", ".join(
-                f"{name} {studies.number(found['pearson']['median'])}"
+                f"{name} {tables.number(found['pearson']['median'])}"
                 for name, found in result["subjects"].items()
             )
             print(f"{where}: median r {medians}; {seconds:.1f} s", flush=True)
@@ -116,12 +117,19 @@ class Trainer:
     def __init__(self, devices: list[Any] | None = None):
         self._devices = devices
         self._programs: dict[Any, train.Programs] = {}
+        self._first: experiments.Run | None = None
 
     def __call__(
         self, experiment: config.Experiment, folder: pathlib.Path
     ) -> dict[str, Any]:
         """One run with its evaluation, resumed where it stopped; its metrics.json."""
         run = experiments.prepare_run(experiment, self._devices)
+        if self._first is None:
+            self._first = run
+        elif run.provenance == self._first.provenance:
+            # One backbone on the device, whichever runs the programs remember.
+            frozen = self._first.parts.frozen
+            run = run._replace(parts=run.parts._replace(frozen=frozen))
         shape = _shape(run)
         if shape not in self._programs:
             self._programs[shape] = train.compile_run(run)

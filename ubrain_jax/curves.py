@@ -13,8 +13,6 @@ what the tables hold.
 
 import contextlib
 import dataclasses
-import itertools
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -29,23 +27,15 @@ from ubrain_jax import (
     checkpoint,
     config,
     crowd,
+    curve_results,
     errors,
-    evaluate,
     fit,
     frozen,
-    studies,
     subjects,
     train,
     twin,
 )
-from ubrain_jax.maps import charts
-
-ARMS = {
-    "random": "embeddings fitted from random ones",
-    "twin": "embeddings fitted from those of existing voxels that respond alike",
-    "twin0": "the embeddings of those voxels, not fitted",
-    "scratch": "a model of this subject alone, trained on the same pictures",
-}
+from ubrain_jax.curve_results import ARMS, Place
 
 
 class Scratch(NamedTuple):
@@ -86,14 +76,6 @@ class Plan(NamedTuple):
     backbone: str | None = None
     cache: str | None = None
     keep_checkpoints: bool = False
-
-
-class Place(NamedTuple):
-    """Where a cell stands in the study."""
-
-    arm: str
-    num_images: int | None
-    seed: int
 
 
 def run(plan: Plan, devices: list[Any] | None = None) -> None:
@@ -143,7 +125,17 @@ def run(plan: Plan, devices: list[Any] | None = None) -> None:
         cells.run_all(
             list(study.values()), work, keep_checkpoints=plan.keep_checkpoints
         )
-        write(plan, stores, study)
+        results = curve_results.Study(
+            plan.subject,
+            _pool(stores),
+            plan.arms,
+            plan.num_images,
+            plan.seeds,
+            {place: cell.folder for place, cell in study.items()},
+            {place: cells.seconds_of(cell) for place, cell in study.items()},
+        )
+        print(curve_results.write(results, workdir))
+    print(f"tables and figure: {workdir}/curve.md curve.csv tests.csv curve.png")
 
 
 def _make_ready(
@@ -185,7 +177,7 @@ def check(plan: Plan, stores: crowd.Crowd) -> None:
         errors.InputError: If the store's splits are.
     """
     [subject] = stores.subjects
-    pool = int(np.isin(subject.split, ("train", "val")).sum())
+    pool = _pool(stores)
     faults = []
     for count in plan.num_images:
         if count is not None and count > pool:
@@ -219,6 +211,11 @@ def check(plan: Plan, stores: crowd.Crowd) -> None:
             "pictures in each split",
             "Prepare the store with these splits.",
         )
+
+
+def _pool(stores: crowd.Crowd) -> int:
+    """How many pictures all are."""
+    return int(np.isin(stores.subjects[0].split, ("train", "val")).sum())
 
 
 def _chosen(
@@ -317,211 +314,6 @@ def _settings(
         "crowd": stores.fingerprint,
         "encoder_sha256": trained.sha256,
     }
-
-
-# Results.
-
-
-def write(plan: Plan, stores: crowd.Crowd, study: dict[Place, cells.Cell]) -> None:
-    """Writes curve.csv, tests.csv, curve.md, curve.png and curve.svg."""
-    out, name = pathlib.Path(plan.workdir), plan.subject
-    scores = {
-        place: studies.read_score(cell.folder, name)._replace(
-            seconds=cells.seconds_of(cell)
-        )
-        for place, cell in study.items()
-    }
-    pool = int(np.isin(stores.subjects[0].split, ("train", "val")).sum())
-    ordered = list(itertools.product(plan.arms, plan.num_images))
-    rows = [
-        {
-            "arm": arm,
-            "num_images": count or "all",
-            "images": count or pool,
-            "seed": seed,
-            **scores[Place(arm, count, seed)]._asdict(),
-        }
-        for arm, count in ordered
-        for seed in plan.seeds
-    ]
-    compared, table = compare(plan, study, scores)
-    evaluate.write_text(out / "curve.csv", studies.csv_text(rows))
-    evaluate.write_text(out / "tests.csv", studies.csv_text(table))
-    means = {
-        pair: [scores[Place(*pair, seed)] for seed in plan.seeds] for pair in ordered
-    }
-    page = _page(plan, pool, means, compared, [c.folder for c in study.values()])
-    evaluate.write_text(out / "curve.md", page)
-    draw(plan, pool, means)
-    print(page.split("## Arms")[0])
-    print(f"tables and figure: {out}/curve.csv tests.csv curve.md curve.png curve.svg")
-
-
-Row = dict[str, Any]
-Compared = dict[str, tuple[list[list[str]], list[Row]]]
-
-SAME, CROSS = "same pictures", "against scratch on all pictures"
-
-
-def compare(
-    plan: Plan, study: dict[Place, cells.Cell], scores: dict[Place, studies.Score]
-) -> tuple[Compared, list[Row]]:
-    """Tests between arms with the same pictures, and of transfer against scratch.
-
-    Returns:
-        For each of the two tables the names and columns of its rows; the rows of
-        tests.csv.
-    """
-    one = [
-        ((a, count), (b, count))
-        for count in plan.num_images
-        for a, b in itertools.combinations(plan.arms, 2)
-    ]
-    whole = ("scratch", None)
-    other = [
-        ((arm, count), whole)
-        for arm in plan.arms
-        for count in plan.num_images
-        if arm != "scratch" and "scratch" in plan.arms and None in plan.num_images
-    ]
-    voxels = {}
-    for pair in itertools.product(plan.arms, plan.num_images):
-        folders = [study[Place(*pair, seed)].folder for seed in plan.seeds]
-        voxels[pair] = studies.seed_mean(folders, plan.subject)
-
-    def medians(pair: tuple[str, int | None]) -> list[float]:
-        return [scores[Place(*pair, seed)].median_r for seed in plan.seeds]
-
-    compared, table = {}, []
-    for name, pairs in ((SAME, one), (CROSS, other)):
-        found = studies.comparison_rows(
-            [
-                (
-                    studies.compare_voxels(voxels[a], voxels[b]),
-                    studies.compare_pairs(medians(a), medians(b)),
-                )
-                for a, b in pairs
-            ]
-        )
-        texts = [[str(x or "all") for x in (*a, *b)] for a, b in pairs]
-        compared[name] = texts, found
-        keys = ("first", "first_images", "second", "second_images")
-        table += [
-            {"table": name, **dict(zip(keys, text, strict=True)), **row}
-            for text, row in zip(texts, found, strict=True)
-        ]
-    return compared, table
-
-
-Means = dict[tuple[str, int | None], list[studies.Score]]
-
-
-def _page(
-    plan: Plan,
-    pool: int,
-    means: Means,
-    compared: Compared,
-    folders: Sequence[pathlib.Path],
-) -> str:
-    """curve.md."""
-    first = next(iter(means.values()))[0]
-    head = ["arm", "pictures", "seeds", "median r", "mean r", "median r / ceiling"]
-    head += ["top-1 %", "top-5 %", "step", "seconds"]
-    body = []
-    for (arm, count), found in means.items():
-        columns = {
-            key: studies.spread([getattr(s, key) for s in found])
-            for key in studies.Score._fields
-        }
-        shown = [columns[k] for k in ("median_r", "mean_r", "median_normalised")]
-        percents = [
-            studies.spread([100 * getattr(s, key) for s in found])
-            for key in ("top1", "top5")
-        ]
-        body.append(
-            [
-                arm,
-                f"all ({pool})" if count is None else str(count),
-                str(columns["median_r"].num),
-                *map(studies.mean_sd, shown),
-                *(studies.mean_sd(p, 1) for p in percents),
-                *(studies.number(columns[k].mean, 0) for k in ("step", "seconds")),
-            ]
-        )
-    parts = [
-        f"# Learning curve of {studies.plain(plan.subject)}",
-        *(f"**Note.** {studies.plain(w)}" for w in studies.read_warnings(folders)),
-        f"{first.voxels} voxels, {first.test_images} test pictures, the same for all "
-        f"cells; {len(plan.seeds)} seeds. Mean ± SD over seeds (N - 1). Chance: top-1 "
-        f"{100 / first.pool:.1f} %, top-5 {100 * min(1, 5 / first.pool):.1f} % of a "
-        f"pool of {first.pool}. A number of pictures has those for validation in it.",
-        "\n".join(f"- {arm}: {ARMS[arm]}." for arm in plan.arms),
-        "## Scores",
-        studies.markdown_table(head, body),
-    ]
-    titles = {
-        SAME: "## Arms against each other, on the same pictures",
-        CROSS: "## Transfer against a model of the subject alone on all its pictures",
-    }
-    for name, (texts, rows) in compared.items():
-        if rows:
-            columns = ["first", "pictures", "second", "pictures"]
-            found = studies.comparison_table(columns, texts, rows)
-            parts += [titles[name], found]
-    if any(rows for _, rows in compared.values()):
-        parts += [
-            "Differences are of the first minus the second, in correlation.",
-            "## How to read the tests",
-            studies.READING_TESTS,
-        ]
-    return "\n\n".join(p.strip() for p in parts if p) + "\n"
-
-
-def draw(plan: Plan, pool: int, means: Means) -> None:
-    """curve.png and curve.svg."""
-    first = next(iter(means.values()))[0]
-    factors = {
-        "median_r": ("median correlation r over voxels", 1),
-        "median_normalised": ("median r / ceiling over voxels", 1),
-        "top1": ("images ranked first (top-1, %)", 100),
-    }
-    by_size = sorted(plan.num_images, key=lambda count: count or math.inf)
-    panels = []
-    for key, (ylabel, factor) in factors.items():
-        found = {
-            pair: studies.spread([factor * getattr(s, key) for s in some])
-            for pair, some in means.items()
-        }
-        if not any(f.num for f in found.values()):
-            continue  # no ceiling is known
-        series = {}
-        for arm in plan.arms:
-            line = [found[arm, count] for count in by_size]
-            series[arm] = ([f.mean for f in line], [f.sd for f in line])
-        level = found.get(("scratch", None))
-        panels.append(
-            charts.Panel(
-                ylabel,
-                series,
-                level and (level.mean, level.sd, f"scratch, all {pool} pictures"),
-                100 / first.pool if key == "top1" else None,
-            )
-        )
-    ticks = ["all" if c is None else str(c) for c in by_size]
-    arms = "; ".join(f"{arm}: {ARMS[arm]}" for arm in plan.arms)
-    charts.lines(
-        pathlib.Path(plan.workdir) / "curve",
-        panels,
-        [count or pool for count in by_size],
-        [f"{pool}\n(all)" if t == "all" else t for t in ticks],
-        "pictures of the new subject",
-        f"Mean and SD over {len(plan.seeds)} seeds; {first.voxels} voxels of one "
-        f"subject, {first.test_images} test pictures, top-1 among {first.pool}. "
-        f"{arms}.",
-    )
-
-
-# Command.
 
 
 def define_flags() -> None:

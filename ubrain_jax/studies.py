@@ -1,11 +1,9 @@
 """Scores of many runs beside each other: means over seeds, paired tests, tables.
 
 A study is a set of cells, each a workdir with metrics.json and voxels/NAME.zarr.
-This module reads them and computes; it starts no run and draws nothing.
+This module reads them and computes; it starts no run, and `maps` shows what is found.
 """
 
-import csv
-import io
 import json
 import math
 import os
@@ -17,25 +15,11 @@ import numpy as np
 import scipy.stats
 import xarray
 
-from ubrain_jax import errors, metrics
+from ubrain_jax import errors
 
 # Seeds (or subjects) from which the paired test is of ranks: with 5 pairs the
 # smallest two-sided p of a signed-rank test is 1/16.
 RANKS_FROM = 6
-
-READING_TESTS = """\
-- Over voxels: Wilcoxon's signed-rank test of the differences between two arms of each
-  voxel's correlation, averaged over seeds (plain mean); two-sided, equal values left
-  out (scipy's zero_method "wilcox"). A voxel without a value in any seed of either
-  arm is left out of the pair and counted. **Neighbouring voxels are not independent,
-  so this p is too small**: it says that the difference is no accident of single
-  voxels of this brain, not that another brain would show it. Read the size of the
-  difference first.
-- Over seeds: the differences of the median correlation between runs with the same
-  seed; a paired t-test with 2 to 5 seeds, Wilcoxon's signed-rank test with 6 or more.
-  Seeds share brain and test pictures: this p says nothing of other brains.
-- Holm's correction is over the rows of each table, for each of the two tests alone.
-"""
 
 
 class Score(NamedTuple):
@@ -214,6 +198,15 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(mean, sd, len(given))
 
 
+def spreads(scores: Sequence[Score]) -> dict[str, Spread]:
+    """`spread` of each field over seeds; top1 and top5 in percent."""
+    factors = {"top1": 100, "top5": 100}
+    return {
+        key: spread(factors.get(key, 1) * getattr(score, key) for score in scores)
+        for key in Score._fields
+    }
+
+
 def compare_voxels(a: np.ndarray, b: np.ndarray) -> VoxelTest:
     """Compares two scores (V,) of the same voxels.
 
@@ -261,7 +254,6 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> PairTest:
     return PairTest(num, mean, sd, test if math.isfinite(p) else "", p)
 
 
-
 def _signed_rank(difference: np.ndarray) -> float:
     """Two-sided p of Wilcoxon's test; NaN if nothing differs."""
     if not np.any(difference):
@@ -288,145 +280,60 @@ def holm(p: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-TEST_COLUMNS = (
-    "voxels",
-    "voxels_left_out",
-    "voxels_equal",
-    "median_difference",
-    "share_better",
-    "p_voxels",
-    "p_voxels_holm",
-    "seeds",
-    "seed_mean_difference",
-    "seed_sd",
-    "seed_test",
-    "p_seeds",
-    "p_seeds_holm",
-)
+class Side(NamedTuple):
+    """One arm of a comparison: cells that differ in the seed.
 
-
-def comparison_rows(
-    pairs: Sequence[tuple[VoxelTest, PairTest]],
-) -> list[dict[str, Any]]:
-    """The rows of one table of tests, corrected over them: see `TEST_COLUMNS`."""
-    corrected = [holm([pair[k].p for pair in pairs]) for k in (0, 1)]
-    return [
-        dict(zip(TEST_COLUMNS, (*voxels, p, *seeds, q), strict=True))
-        for (voxels, seeds), p, q in zip(pairs, *corrected, strict=True)
-    ]
-
-
-_TEST_HEAD = (
-    "voxels (left out)",
-    "median difference",
-    "better in",
-    "p voxels",
-    "Holm",
-    "seeds",
-    "mean difference ± SD",
-    "test",
-    "p seeds",
-    "Holm",
-)
-
-
-def comparison_table(
-    head: Sequence[str], names: Sequence[Sequence[str]], rows: Sequence[dict[str, Any]]
-) -> str:
-    """A table of tests as Markdown.
-
-    Args:
-        head: Names of the first columns.
-        names: Their cells, for each row.
-        rows: From `comparison_rows`.
+    Attributes:
+        voxels: (V,) correlation averaged over seeds, NaN where undefined.
+        medians: Median correlation, for each seed.
     """
-    cells = [
+
+    voxels: np.ndarray
+    medians: list[float]
+
+
+def read_side(folders: Sequence[str | os.PathLike], subject: str) -> Side:
+    """A subject's side of a comparison, from finished cells, one for each seed."""
+    medians = [read_score(folder, subject).median_r for folder in folders]
+    return Side(seed_mean(folders, subject), medians)
+
+
+def compare_sides(pairs: Sequence[tuple[Side, Side]]) -> list[dict[str, Any]]:
+    """The rows of one table of tests; the same seeds on all sides, in order."""
+    return comparison_rows(
         [
-            *name,
-            f"{row['voxels']} ({row['voxels_left_out']})",
-            signed(row["median_difference"]),
-            percent(row["share_better"]),
-            p_value(row["p_voxels"]),
-            p_value(row["p_voxels_holm"]),
-            str(row["seeds"]),
-            f"{signed(row['seed_mean_difference'])} ± {number(row['seed_sd'])}",
-            row["seed_test"] or "-",
-            p_value(row["p_seeds"]),
-            p_value(row["p_seeds_holm"]),
+            (compare_voxels(a.voxels, b.voxels), compare_pairs(a.medians, b.medians))
+            for a, b in pairs
         ]
-        for name, row in zip(names, rows, strict=True)
-    ]
-    return markdown_table([*head, *_TEST_HEAD], cells)
-
-
-# Text.
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A score, or "-" where undefined."""
-    defined = value is not None and math.isfinite(value)
-    return f"{value:.{digits}f}" if defined else "-"
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return f"{value:+.3f}" if math.isfinite(value) else "-"
-
-
-def percent(value: float) -> str:
-    """A share."""
-    return f"{100 * value:.0f} %" if math.isfinite(value) else "-"
-
-
-def p_value(value: float) -> str:
-    """A p value; one that is 0 in double precision is no 0.
-
-    Example:
-        >>> [p_value(p) for p in (0.0312, 2e-9, 0.0, float("nan"))]
-        ['0.031', '2e-09', '<1e-300', '-']
-    """
-    if not math.isfinite(value):
-        return "-"
-    if value < 1e-300:
-        return "<1e-300"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def mean_sd(found: Spread, digits: int = 3) -> str:
-    """Mean ± SD over seeds; the mean alone where there is one."""
-    if found.num < 2:
-        return number(found.mean, digits)
-    return f"{number(found.mean, digits)} ± {number(found.sd, digits)}"
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; what cells hold is shown, not interpreted."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(c if c == "---" else plain(c) for c in line) + " |"
-        for line in lines
     )
 
 
-def plain(text: str) -> str:
-    r"""Text from data, such as a subject's name, for a Markdown page.
+def comparison_rows(
+    pairs: Sequence[tuple[VoxelTest, PairTest]], pairs_of: str = "seeds"
+) -> list[dict[str, Any]]:
+    """One table of tests, as rows of tests.csv.
 
-    Example:
-        >>> plain("a|b <i>*c*")
-        'a\\|b &lt;i&gt;\\*c\\*'
+    Args:
+        pairs: The two tests of each row; p values are corrected over the rows.
+        pairs_of: What the second one compares.
     """
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    for mark in "\\`*_|[]":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys as CSV; NaN is an empty cell."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        known = metrics.null_for_nan(row)
-        writer.writerow({k: "" if v is None else v for k, v in known.items()})
-    return out.getvalue()
+    corrected = [holm([pair[k].p for pair in pairs]) for k in (0, 1)]
+    return [
+        {
+            "voxels": voxels.num,
+            "voxels_left_out": voxels.left_out,
+            "voxels_equal": voxels.equal,
+            "median_difference": voxels.median_difference,
+            "share_better": voxels.share_better,
+            "p_voxels": voxels.p,
+            "p_voxels_holm": p,
+            "pairs_of": pairs_of,
+            "pairs": few.num,
+            "pair_mean_difference": few.mean_difference,
+            "pair_sd": few.sd,
+            "pair_test": few.test,
+            "p_pairs": few.p,
+            "p_pairs_holm": q,
+        }
+        for (voxels, few), p, q in zip(pairs, *corrected, strict=True)
+    ]

@@ -268,9 +268,7 @@ def train(
     experiment, settings = run.experiment, run.experiment.train
     steps = total_steps(experiment, run.stores)
     optimiser = optim.make(experiment.optim, steps)
-    manager, state, _ = restored(
-        run, workdir, optimiser, settings.keep_checkpoints
-    )
+    manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
     meta = meta_of(run)
     text = json.dumps(meta["config"], indent=1) + "\n"

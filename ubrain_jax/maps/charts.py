@@ -21,6 +21,13 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
+# What is drawn of the scores, and its axis.
+LABELS = {
+    "median_r": "median correlation r over voxels",
+    "median_normalised": "median r / ceiling over voxels",
+    "top1": "pictures ranked first (top-1, %)",
+}
+
 
 class Panel(NamedTuple):
     """One pair of axes; K places on the x axis.
