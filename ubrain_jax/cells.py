@@ -11,7 +11,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ubrain_jax import config, crowd, errors, evaluate, experiments, train
@@ -199,6 +199,18 @@ def read_list(
             "Change it.",
         )
     return values
+
+
+def read_names(flag: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
+    """`read_list` of some of the known names."""
+    names = list(known)
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    return read_list(flag, given, convert, f"some of {', '.join(names)}")
 
 
 def seed(text: str) -> int:

@@ -178,13 +178,15 @@ def draw(
         for arm in study.arms:
             line = [found[arm, count][key] for count in by_size]
             series[arm] = ([f.mean for f in line], [f.sd for f in line])
-        level = found.get(("scratch", None))
-        name = f"scratch, all {study.pool} pictures"
+        level = None
+        if ("scratch", None) in found:
+            whole = found["scratch", None][key]
+            level = whole.mean, whole.sd, f"scratch, all {study.pool} pictures"
         panels.append(
             charts.Panel(
                 ylabel,
                 series,
-                level and (level[key].mean, level[key].sd, name),
+                level,
                 100 / first.pool if key == "top1" else None,
             )
         )

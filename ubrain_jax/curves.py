@@ -347,12 +347,6 @@ def _number_of_images(text: str) -> int | None:
     return int(text)
 
 
-def _arm(text: str) -> str:
-    if text not in ARMS:
-        raise ValueError(text)
-    return text
-
-
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     values = flags.FLAGS
@@ -367,7 +361,7 @@ def main(argv: list[str]) -> int:
             "num_images", values.num_images, _number_of_images, "4 or more, or all"
         ),
         cells.read_list("seeds", values.seeds, cells.seed, "seeds in 0..2^31-1"),
-        cells.read_list("arms", values.arms, _arm, f"some of {', '.join(ARMS)}"),
+        cells.read_names("arms", values.arms, ARMS),
         subjects.read_settings(init="random", seed=0),
         Scratch(*(values[f"scratch_{name}"].value for name in Scratch._fields)),
         values.backbone,

@@ -83,6 +83,7 @@ class PairTest(NamedTuple):
 
     Attributes:
         num: Pairs.
+        better: Of those, pairs in which the first is higher.
         mean_difference: Of first minus second.
         sd: Of the differences.
         test: "paired t", "Wilcoxon", or "" where none was made.
@@ -90,6 +91,7 @@ class PairTest(NamedTuple):
     """
 
     num: int
+    better: int
     mean_difference: float
     sd: float
     test: str
@@ -107,16 +109,21 @@ def read_score(folder: str | os.PathLike, subject: str) -> Score:
         found = json.loads(path.read_text(encoding="utf-8"))
         own, step = found["subjects"][subject], int(found["step"])
         ranks = own["retrieval"]
-        values = [
-            *(own["pearson"][key] for key in ("median", "mean")),
+        values = (
+            own["pearson"]["median"],
+            own["pearson"]["mean"],
             own["noise_normalised"]["median"],
-            *(ranks[key] for key in ("top1", "top5")),
-        ]
-        numbers = [math.nan if v is None else float(v) for v in values]
-        counts = int(ranks["pool"]), int(own["num_voxels"]), int(own["num_test_images"])
+            ranks["top1"],
+            ranks["top5"],
+        )
+        r, mean, normalised, top1, top5 = (
+            math.nan if value is None else float(value) for value in values
+        )
+        pool, voxels = int(ranks["pool"]), int(own["num_voxels"])
+        images = int(own["num_test_images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, subject, error) from error
-    return Score(*numbers, *counts, step, math.nan)
+    return Score(r, mean, normalised, top1, top5, pool, voxels, images, step, math.nan)
 
 
 def read_warnings(folders: Iterable[str | os.PathLike]) -> list[str]:
@@ -250,15 +257,18 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> PairTest:
     if num >= RANKS_FROM:
         test, p = "Wilcoxon", _signed_rank(difference)
     elif num >= 2 and sd > 1e-12 * abs(mean):
-        test, p = "paired t", float(scipy.stats.ttest_1samp(difference, 0).pvalue)
-    return PairTest(num, mean, sd, test if math.isfinite(p) else "", p)
+        found: Any = scipy.stats.ttest_1samp(difference, 0)
+        test, p = "paired t", float(found.pvalue)
+    better = int(np.sum(difference > 0))
+    return PairTest(num, better, mean, sd, test if math.isfinite(p) else "", p)
 
 
 def _signed_rank(difference: np.ndarray) -> float:
     """Two-sided p of Wilcoxon's test; NaN if nothing differs."""
     if not np.any(difference):
         return math.nan
-    return float(scipy.stats.wilcoxon(difference, zero_method="wilcox").pvalue)
+    found: Any = scipy.stats.wilcoxon(difference, zero_method="wilcox")
+    return float(found.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -329,6 +339,7 @@ def comparison_rows(
             "p_voxels_holm": p,
             "pairs_of": pairs_of,
             "pairs": few.num,
+            "pairs_better": few.better,
             "pair_mean_difference": few.mean_difference,
             "pair_sd": few.sd,
             "pair_test": few.test,

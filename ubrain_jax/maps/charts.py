@@ -198,11 +198,12 @@ def _finish(
 
 def _save(fig: mpl_figure.Figure, stem: pathlib.Path) -> None:
     """NAME.png and NAME.svg, each whole or not at all."""
-    for ending, more in (("png", {}), ("svg", {"metadata": {"Date": None}})):
+    # Without a date the same figure is the same bytes.
+    for ending, marks in (("png", None), ("svg", {"Date": None})):
         path = stem.with_suffix(f".{ending}")
         unfinished = path.with_name(f"{path.name}.tmp")
         try:
-            fig.savefig(unfinished, format=ending, dpi=160, **more)
+            fig.savefig(unfinished, format=ending, dpi=160, metadata=marks)
             unfinished.replace(path)
         except OSError as error:
             raise errors.OutputError(
