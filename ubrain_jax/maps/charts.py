@@ -192,7 +192,7 @@ def _finish(
         loc="outside upper center",
         ncols=min(len(order), max(2, int(fig.get_figwidth() / 1.4))),
     )
-    wide = textwrap.fill(caption, int(fig.get_figwidth() * 13.5))
+    wide = textwrap.fill(caption, int(fig.get_figwidth() * 15))
     fig.supxlabel(wide, fontsize=8.5, color="#555555", x=0.01, ha="left")
 
 
