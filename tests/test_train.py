@@ -358,6 +358,43 @@ def test_workdir_of_a_run_is_complete(tiny, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_best_weights_are_those_of_the_best_validation(tiny, tmp_path):
+    """They come back in the form of the state's, after training and after resuming."""
+    settings = tiny(train={"steps": 4, "select": "best", "eval_every_steps": 1})
+    run = prepare(settings)
+    state = train.train(run, str(tmp_path))
+    lines = evaluate.read_log(tmp_path)
+    scores = {
+        x["step"]: np.mean([v for k, v in x.items() if k.startswith("val_median")])
+        for x in lines
+        if "val_median_r/t-subj01" in x
+    }
+    params, step = train.chosen_weights(run, state, str(tmp_path))
+    assert step == max(scores, key=scores.get)
+    assert jax.tree.structure(params) == jax.tree.structure(state.params)
+    found = evaluate.validate(evaluate.Predictor(run), params)
+    assert np.mean(list(found.values())) == pytest.approx(scores[step], abs=1e-6)
+    again = prepare(settings)
+    resumed = train.train(again, str(tmp_path))
+    same, _ = train.chosen_weights(again, resumed, str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+
+
+@pytest.mark.slow
+def test_runs_of_one_shape_share_their_programs_and_no_number(tiny, tmp_path):
+    programs = train.compile_run(prepare(tiny(train={"seed": 3})))
+    settings = tiny(data={"num_images": 12}, train={"seed": 1, "eval_every_steps": 3})
+    own = train.train(prepare(settings), str(tmp_path / "own"))
+    shared = train.train(prepare(settings), str(tmp_path / "shared"), programs)
+    jax.tree.map(np.testing.assert_array_equal, own, shared)
+    logs = [evaluate.read_log(tmp_path / name) for name in ("own", "shared")]
+    for line in (*logs[0], *logs[1]):
+        line.pop("images_per_second", None)
+    assert logs[0] == logs[1]
+    assert any("val_median_r/t-subj02" in line for line in logs[0])
+
+
+@pytest.mark.slow
 def test_cosine_schedule_refuses_another_length(tiny, tmp_path):
     """The rate falls to the last step: another length is another schedule."""
     cosine = {"schedule": "cosine"}

@@ -6,6 +6,7 @@ Scores stay per voxel, on disk, until the last lines make medians of them.
 """
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -53,6 +54,12 @@ class Predictor:
         self._features = jax.jit(features, out_shardings=everywhere)
         self._respond = jax.jit(respond, out_shardings=everywhere)
         self._respond_rows = jax.jit(respond_rows, out_shardings=everywhere)
+
+    def of(self, run: experiments.Run) -> "Predictor":
+        """The same programs for a run with as many voxels and the same settings."""
+        other = copy.copy(self)
+        other.run = run
+        return other
 
     def features(
         self, params: Any, rows: np.ndarray, *, quiet: bool = True

@@ -7,6 +7,7 @@ subject's pictures, and one fit with everything that it leaves in a workdir.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,11 @@ def make_ready(
 
 
 def transfer(
-    ready: Ready, settings: fit.Settings, num_images: int | None, workdir: str
+    ready: Ready,
+    settings: fit.Settings,
+    num_images: int | None,
+    workdir: str,
+    step_fn: Callable | None = None,
 ) -> dict[str, Any]:
     """Fits a subject, writes its file and its scores.
 
@@ -89,6 +94,7 @@ def transfer(
         settings: How to fit; its seed also chooses the pictures.
         num_images: Pictures to use, val among them; None: all.
         workdir: Where to write.
+        step_fn: From `fit.make_step` with this learning rate, where it exists already.
 
     Returns:
         The content of metrics.json.
@@ -113,7 +119,7 @@ def transfer(
         print(f"{subject.name} is fitted already: {path}", flush=True)
         rows, step = old.embedding, int(old.provenance["step"])
     else:
-        fitted, lines = _fit(ready, run, settings)
+        fitted, lines = _fit(ready, run, settings, step_fn)
         rows = encoder.rows_of_table(fitted.table, subject.num_voxels)
         step = fitted.step
         _check_frozen(trained, ready.params)
@@ -151,7 +157,10 @@ def transfer(
 
 
 def _fit(
-    ready: Ready, run: experiments.Run, settings: fit.Settings
+    ready: Ready,
+    run: experiments.Run,
+    settings: fit.Settings,
+    step_fn: Callable | None,
 ) -> tuple[fit.Fitted, list[str]]:
     """The fitted embeddings, and lines about their start."""
     [subject] = run.stores.subjects
@@ -173,7 +182,10 @@ def _fit(
     for line in lines:
         print(line, flush=True)
     start = {**ready.params, "table": table}
-    return fit.fit(run, ready.predictor, start, pictures, responses, settings), lines
+    fitted = fit.fit(
+        run, ready.predictor, start, pictures, responses, settings, step_fn=step_fn
+    )
+    return fitted, lines
 
 
 def _check_frozen(trained: frozen.Trained, params: Any) -> None:

@@ -7,6 +7,7 @@ depends on the clock but the speed shown.
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 import time
@@ -82,6 +83,22 @@ def loss_of_batch(
     return jnp.mean(each(predicted, response, weight))
 
 
+class Programs(NamedTuple):
+    """Compiled pieces that runs of one shape share: all but pictures and seed."""
+
+    step: Callable[..., tuple[State, jax.Array]]
+    predictor: evaluate.Predictor
+
+
+def compile_run(run: experiments.Run) -> Programs:
+    """What `train` needs compiled, for itself and for runs that differ only in seed
+    and pictures; nothing is computed before it is used."""
+    steps = total_steps(run.experiment, run.stores)
+    optimiser = optim.make(run.experiment.optim, steps)
+    places = _places(run, optimiser)
+    return Programs(_compile_step(run, optimiser, places), evaluate.Predictor(run))
+
+
 def make_step(
     run: experiments.Run, optimiser: optax.GradientTransformation, places: State
 ) -> Callable[[State, Any, batches.Batch], tuple[State, jax.Array]]:
@@ -90,10 +107,21 @@ def make_step(
     The state is donated: the old one is gone after the call. Dropout of a step comes
     from the seed and the step alone.
     """
-    experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
-    root = experiment.train.seed
+    return _with_seed(_compile_step(run, optimiser, places), run)
 
-    def step(state: State, frozen: Any, batch: batches.Batch):
+
+def _with_seed(step: Callable, run: experiments.Run) -> Callable:
+    root = np.uint32(run.experiment.train.seed)
+    return lambda state, frozen, batch: step(state, frozen, batch, root)
+
+
+def _compile_step(
+    run: experiments.Run, optimiser: optax.GradientTransformation, places: State
+) -> Callable[..., tuple[State, jax.Array]]:
+    """(state, frozen weights, batch, seed) -> (state, loss): one for all seeds."""
+    experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
+
+    def step(state: State, frozen: Any, batch: batches.Batch, root: Any):
         key = jax.random.fold_in(jax.random.key(root), state.step)
 
         def loss(params):
@@ -117,12 +145,20 @@ def initial_state(
 ) -> tuple[State, State]:
     """State before the first step, and the sharding of each of its leaves."""
 
-    def make(params):
-        return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
-
-    shapes = jax.eval_shape(make, run.parts.trainable)
-    places = encoder.placements(shapes, run.mesh)
+    places = _places(run, optimiser)
+    make = functools.partial(_start, optimiser)
     return jax.jit(make, out_shardings=places)(run.parts.trainable), places
+
+
+def _start(optimiser: optax.GradientTransformation, params: Any) -> State:
+    return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+
+
+def _places(run: experiments.Run, optimiser: optax.GradientTransformation) -> State:
+    """Sharding of each leaf of the state."""
+    make = functools.partial(_start, optimiser)
+    shapes = jax.eval_shape(make, run.parts.trainable)
+    return encoder.placements(shapes, run.mesh)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: batches.Batch) -> batches.Batch:
@@ -213,11 +249,18 @@ def restored(
     return manager, state, places
 
 
-def train(run: experiments.Run, workdir: str) -> State:
+def train(
+    run: experiments.Run, workdir: str, programs: Programs | None = None
+) -> State:
     """Trains to the last step, from the newest checkpoint of `workdir` if any.
 
     Writes checkpoints/ and metrics.jsonl; on one CPU the final numbers equal those
     of an unbroken run bit for bit.
+
+    Args:
+        run: The experiment.
+        workdir: Its folder.
+        programs: From `compile_run` of a run of this shape, where they exist already.
 
     Raises:
         NonFiniteLossError: If the loss stops being finite; checkpoints stay.
@@ -225,9 +268,7 @@ def train(run: experiments.Run, workdir: str) -> State:
     experiment, settings = run.experiment, run.experiment.train
     steps = total_steps(experiment, run.stores)
     optimiser = optim.make(experiment.optim, steps)
-    manager, state, places = restored(
-        run, workdir, optimiser, settings.keep_checkpoints
-    )
+    manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
     meta = meta_of(run)
     text = json.dumps(meta["config"], indent=1) + "\n"
@@ -243,7 +284,8 @@ def train(run: experiments.Run, workdir: str) -> State:
             return state
         if start:
             print(f"resuming at step {start} of {steps}")
-        step_fn = make_step(run, optimiser, places)
+        programs = programs or compile_run(run)
+        step_fn = _with_seed(programs.step, run)
         data = batches.dataset(
             run.stores,
             experiment.data,
@@ -254,7 +296,7 @@ def train(run: experiments.Run, workdir: str) -> State:
         iterator = batches.iterate(data, start, experiment.data.read_threads)
         always = {"backbone": "random"} if run.provenance.random else {}
         log = stack.enter_context(contextlib.closing(_Log(workdir, start, always)))
-        predictor = evaluate.Predictor(run)
+        predictor = programs.predictor.of(run)
 
         def batch_of(step: int) -> batches.Batch:
             return cast(batches.Batch, data[step])
@@ -321,17 +363,16 @@ def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[An
     if run.experiment.train.select == "last":
         return state.params, int(state.step)
     params, _, step = checkpoint.read_params(workdir, "best")
-    stored = {
-        jax.tree_util.keystr(path): array
-        for path, array in jax.tree_util.tree_leaves_with_path(params)
-    }
-    # From disk it is a dict, here a State of nnx: the same names, other containers.
-    return jax.tree_util.tree_map_with_path(
-        lambda path, like: jax.device_put(
-            stored[jax.tree_util.keystr(path)], like.sharding
-        ),
-        state.params,
-    ), step
+
+    def name(path: Any) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    # By name: what was read are plain dicts, the state's are of another type.
+    read = {name(path): a for path, a in jax.tree_util.tree_leaves_with_path(params)}
+    placed = jax.tree_util.tree_map_with_path(
+        lambda path, like: jax.device_put(read[name(path)], like.sharding), state.params
+    )
+    return placed, step
 
 
 class _Best:

@@ -32,7 +32,7 @@ PICTURE_PX = 144
 
 # Okabe and Ito's colours, told apart with any colour vision.
 BLUE, ORANGE, GREEN, INK, PALE = "#0072b2", "#d55e00", "#009e73", "#222222", "#c9d9e6"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#888888",
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -261,7 +261,7 @@ def figures(
     files = []
     for name, fig in drawn:
         files.append(folder / f"{name}.png")
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             fig.savefig(files[-1], dpi=160)
     return files
 
@@ -494,7 +494,7 @@ def _retrieved_section(retrieved: Sequence[Retrieved]) -> str:
 
 def _figure_html(fig: mpl_figure.Figure, caption: str, alt: str) -> str:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
     uri = _data_uri("image/svg+xml", buffer.getvalue())
     return (
@@ -644,15 +644,15 @@ def _curve_figures(
         }
         if not lines:
             continue
-        with matplotlib.rc_context(_STYLE):
-            ylabel = _label(next(iter(lines))) if len(lines) == 1 else name
+        with matplotlib.rc_context(STYLE):
+            ylabel = ascii_label(next(iter(lines))) if len(lines) == 1 else name
             fig, ax = _axes("training step", ylabel)
             caption = _draw_curves(ax, lines)
         drawn.append((name, fig, caption))
     return drawn
 
 
-def _label(key: str) -> str:
+def ascii_label(key: str) -> str:
     """A key of the log as the figures' font can draw it."""
     return key.encode("ascii", "replace").decode()
 
@@ -663,7 +663,7 @@ def _draw_curves(ax: Any, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     colours = [BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#e69f00", INK]
     styles = ["-", "--", ":"]
     for i, (key, (steps, values)) in enumerate(lines.items()):
-        label = _label(key)
+        label = ascii_label(key)
         look = {
             "color": colours[i % len(colours)],
             "linestyle": styles[i // len(colours) % len(styles)],
@@ -717,7 +717,7 @@ def _ceiling_figure(subject: SubjectScores) -> tuple[mpl_figure.Figure, str]:
         chosen = np.random.default_rng(0).choice(len(x), MAX_POINTS, replace=False)
         x, y = x[chosen], y[chosen]
         say += f"; a random {MAX_POINTS:,} of them drawn"
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig, ax = _axes("highest r the noise allows, √NC", "correlation r")
         low = min(-0.1, float(y.min()) - 0.05) if len(y) else -0.1
         if len(x) > 3000:
@@ -758,7 +758,7 @@ def _histogram(subject: SubjectScores) -> tuple[mpl_figure.Figure, str]:
     name = "r / ceiling" if known else "correlation r"
     inside = defined[(defined >= edges[0]) & (defined <= edges[-1])]
     counts, _ = np.histogram(inside, edges)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig, ax = _axes(name, "voxels")
         ax.stairs(counts, edges, fill=True, color=PALE)
         ax.stairs(counts, edges, color=BLUE, linewidth=1)
