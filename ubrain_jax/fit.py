@@ -396,6 +396,5 @@ def _rows_of_step(
     if count is None:
         return None
     rng = np.random.default_rng([seed, 1, step])
-    return np.stack([rng.choice(int(w.sum()), count, replace=False) for w in weight]).astype(
-        np.int32
-    )
+    drawn = [rng.choice(int(w.sum()), count, replace=False) for w in weight]
+    return np.stack(drawn).astype(np.int32)
