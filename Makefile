@@ -6,7 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test check fix parity env clean-demo
+CROWD := crowd
+STORES := $(CROWD)/nsd.zarr,$(CROWD)/god.zarr,$(CROWD)/vim1.zarr
+
+.PHONY: demo crowd-demo test check fix parity env clean-demo
 
 env: $(VENV)/installed
 
@@ -24,8 +27,32 @@ demo: env
 	$(BIN)/python -m ubrain_jax.main --config=configs/demo.py --workdir=$(DEMO)/run \
 		--config.data.crowd=$(DEMO)/nsd.zarr
 
+# Three simulated datasets, one encoder without nsd-subj01, who then joins from 100
+# pictures. Resumes.
+crowd-demo: env
+	test -d $(CROWD)/nsd || $(BIN)/python -m ubrain_jax.simulate --dataset=nsd \
+		--out=$(CROWD)/nsd --voxels=160 --noise=1,1,3 --seed=11
+	test -d $(CROWD)/god || $(BIN)/python -m ubrain_jax.simulate --dataset=god \
+		--out=$(CROWD)/god --voxels=160 --images=1200 --seed=12
+	test -d $(CROWD)/vim1 || $(BIN)/python -m ubrain_jax.simulate --dataset=vim1 \
+		--out=$(CROWD)/vim1 --voxels=160 --images=600 --test_images=120 --seed=13
+	test -d $(CROWD)/nsd.zarr || $(BIN)/python -m ubrain_jax.prepare --dataset=nsd \
+		--source=$(CROWD)/nsd --space=func1pt8mm --image_px=112 --val_fraction=0.1 \
+		--out=$(CROWD)/nsd.zarr
+	test -d $(CROWD)/god.zarr || $(BIN)/python -m ubrain_jax.prepare --dataset=god \
+		--source=$(CROWD)/god --images=$(CROWD)/god/images --image_px=112 \
+		--val_fraction=0.1 --out=$(CROWD)/god.zarr
+	test -d $(CROWD)/vim1.zarr || $(BIN)/python -m ubrain_jax.prepare --dataset=vim1 \
+		--source=$(CROWD)/vim1 --image_px=112 --val_fraction=0.1 --out=$(CROWD)/vim1.zarr
+	$(BIN)/python -m ubrain_jax.main --config=configs/crowd_demo.py \
+		--workdir=$(CROWD)/encoder --config.data.crowd=$(STORES) \
+		--config.data.subjects=nsd-subj02,nsd-subj03,god-subject1,god-subject2,god-subject3,vim1-s1,vim1-s2
+	$(BIN)/python -m ubrain_jax.transfer --encoder=$(CROWD)/encoder \
+		--crowd=$(CROWD)/nsd.zarr --subject=nsd-subj01 --num_images=100 --init=twin \
+		--workdir=$(CROWD)/subj01
+
 clean-demo:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(CROWD)
 
 # Parity with torch runs when torch is installed: make parity, or CI.
 test: env

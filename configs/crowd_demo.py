@@ -42,11 +42,11 @@ def get_config():
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 50
 
-    c.train.steps = 600
+    c.train.steps = 500
     c.train.seed = 0
     c.train.eval_every_steps = 100
     c.train.select = "best"
-    c.train.checkpoint_every_steps = 300
+    c.train.checkpoint_every_steps = 250
     c.train.log_every_steps = 50
 
     c.evaluate.batch_images = 25
