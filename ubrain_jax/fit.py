@@ -137,7 +137,8 @@ def make_step(run: experiments.Run, settings: Settings) -> Callable:
     """The compiled step: (state, start, fixed, pull, batch, key) -> (state, loss).
 
     Only the table has a gradient. `fixed` is (shared, frozen) weights; `start` the
-    table that `pull` draws the voxels to.
+    table that `pull` draws the voxels to. What the head computes is kept for the
+    backward pass where all taps of a step fit in memory, else recomputed by tap.
     """
     graph, loss_settings = run.parts.graph, run.experiment.loss
     optimiser = optax.adam(settings.learning_rate)
@@ -149,6 +150,8 @@ def make_step(run: experiments.Run, settings: Settings) -> Callable:
 
         def loss(table):
             model = nnx.merge(graph, {**shared, "table": table}, backbone)
+            taps, size = model.head.num_taps, batch.weight.size * len(keys)
+            model.head.remat = size * taps * _bytes_of_voxel(run) > _room(run)
             own, anchor = table, start
             if batch.rows is not None:
                 take = jax.vmap(lambda stripe, rows: stripe[rows])
@@ -176,20 +179,34 @@ def make_step(run: experiments.Run, settings: Settings) -> Callable:
 def voxels_that_fit(run: experiments.Run, batch_images: int, wanted: int) -> int:
     """Voxels of one step: those wanted, or all (0), as far as memory allows.
 
-    Counts what one tap keeps for the backward pass in float32: attention over P
-    tokens, and the MLP, for each picture and voxel; the device may fill a quarter of
-    its memory (or of the host's, on a CPU) with that.
+    One tap of every picture and voxel of a step must fit in the memory set apart.
     """
-    head, subject = run.experiment.head, run.stores.subjects[0]
-    tokens = (run.experiment.backbone.image_px // 14) ** 2
-    each = 4 * (3 * tokens + 3 * head.mlp_ratio * head.channels + 4 * head.channels)
-    device = run.mesh.devices.flat[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    memory = (stats or {}).get("bytes_limit") or frozen.host_memory()
-    room = int(_SHARE * memory * run.mesh.size / (batch_images * each))
+    most = run.stores.subjects[0].num_voxels
+    room = int(_room(run) / (batch_images * _bytes_of_voxel(run)))
     stripes = run.experiment.data.stripes
     room = max(stripes, room // stripes * stripes)
-    return min(wanted or subject.num_voxels, subject.num_voxels, room)
+    return min(wanted or most, most, room)
+
+
+def _bytes_of_voxel(run: experiments.Run) -> int:
+    """What one tap keeps for one picture and voxel until the backward pass.
+
+    In float32: attention over P tokens, the MLP, and the dropout around it.
+    """
+    head, backbone = run.experiment.head, run.experiment.backbone
+    tokens = (backbone.image_px // 14) ** 2 + backbone.keep_cls
+    hidden = head.mlp_ratio * head.channels
+    return 4 * (3 * tokens + 3 * hidden + 4 * head.channels)
+
+
+def _room(run: experiments.Run) -> float:
+    """Bytes for that: a quarter of the devices' memory, or of the host's on a CPU."""
+    device = run.mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return _SHARE * frozen.host_memory()
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit") or frozen.host_memory()
+    return _SHARE * limit * run.mesh.size
 
 
 def fit(
