@@ -191,7 +191,7 @@ def test_tests_and_page_have_every_pair_and_say_their_limits(finished):
         "not independent",
         "Holm",
         "11 voxels, 6 test pictures",
-        "2 seeds",
+        "seeds: 2",
         "t-new\\|\\*&lt;b&gt;",
     ):
         assert words in page, words

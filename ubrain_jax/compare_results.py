@@ -147,7 +147,7 @@ def _scores_page(study: Study, scores: Scores) -> str:
     parts = [
         "# Models of one subject, of a dataset, of a crowd",
         *(f"**Note.** {tables.plain(line)}" for line in studies.read_warnings(widest)),
-        f"{len(study.subjects)} subjects, {len(study.seeds)} seeds, {study.steps} "
+        f"subjects: {len(study.subjects)}, seeds: {len(study.seeds)}; {study.steps} "
         "steps in every run. Mean ± SD over seeds (N - 1). step: of the weights that "
         "were scored. seconds: of the whole run, which may have scored several "
         "subjects.",
@@ -223,7 +223,7 @@ def draw(study: Study, scores: Scores, stem: pathlib.Path) -> None:
         panels,
         study.subjects,
         "subject",
-        f"Mean and SD over {len(study.seeds)} seeds; {counts[0]} voxels and "
+        f"Mean and SD over seeds (n = {len(study.seeds)}); {counts[0]} voxels and "
         f"{counts[1]} test pictures of each subject; {study.steps} steps in every run. "
         f"{arms}.",
     )

@@ -133,7 +133,7 @@ def _scores_page(study: Study, scores: dict[Pair, list[studies.Score]]) -> str:
         f"# Learning curve of {tables.plain(study.subject)}",
         *(f"**Note.** {tables.plain(line)}" for line in warnings),
         f"{first.voxels} voxels, {first.test_images} test pictures, the same for all "
-        f"cells; {len(study.seeds)} seeds. Mean ± SD over seeds (N - 1). top-1 and "
+        f"cells; seeds: {len(study.seeds)}. Mean ± SD over seeds (N - 1). top-1 and "
         f"top-5 are of a pool of {first.pool}. A number of pictures has those for "
         "validation in it. step: of the weights that were scored.",
         "\n".join(f"- {arm}: {ARMS[arm]}." for arm in study.arms),
@@ -197,7 +197,7 @@ def draw(
         [count or study.pool for count in by_size],
         [f"{study.pool}\n(all)" if c is None else str(c) for c in by_size],
         "pictures of the new subject",
-        f"Mean and SD over {len(study.seeds)} seeds; {first.voxels} voxels of one "
-        f"subject, {first.test_images} test pictures, top-1 among {first.pool}. "
+        f"Mean and SD over seeds (n = {len(study.seeds)}); {first.voxels} voxels of "
+        f"one subject, {first.test_images} test pictures, top-1 among {first.pool}. "
         f"{arms}.",
     )
