@@ -103,9 +103,7 @@ def main(argv: list[str]) -> None:
     optimiser = optim.make(experiment.optim, 1)
     whole, places = train.initial_state(run, optimiser)
     train_step = train.make_step(run, optimiser, places)
-    drawn = train.put_batch(
-        run.mesh, batches.dataset(run.stores, experiment.data, 0)[0]
-    )
+    drawn = train.put_batch(run.mesh, batch)
     moments = optax.adam(0.0).init(table)
     states = {
         "fit": fit.State(jnp.zeros((), jnp.int32), table + 0, moments),
