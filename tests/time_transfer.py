@@ -25,13 +25,6 @@ from flax import nnx
 from ubrain_jax import batches, config, crowd, experiments, fit, optim, train
 from ubrain_jax.datasets import schema
 
-_BACKBONE = flags.DEFINE_string("backbone", "dinov2-giant", "Geometry.")
-_TAPS = flags.DEFINE_list("taps", ["1", "6", "12", "18", "24"], "Blocks, 1-based.")
-_IMAGES = flags.DEFINE_integer("images", 4, "In a step.")
-_VOXELS = flags.DEFINE_integer("voxels", 5000, "Of the new subject, all in a step.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Of backbone and head.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each step.")
-
 
 def dataset(voxels: int, count: int) -> schema.Dataset:
     """Noise for one subject."""
@@ -59,7 +52,8 @@ def dataset(voxels: int, count: int) -> schema.Dataset:
 def main(argv: list[str]) -> None:
     """Makes the run, times, prints."""
     del argv
-    images, voxels = _IMAGES.value, _VOXELS.value
+    values = flags.FLAGS
+    images, voxels = values.images, values.voxels
     base = config.Experiment()
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/new.zarr"
@@ -74,13 +68,13 @@ def main(argv: list[str]) -> None:
             ),
             backbone=dataclasses.replace(
                 base.backbone,
-                name=_BACKBONE.value,
+                name=values.backbone,
                 weights="random",
-                taps=tuple(int(t) for t in _TAPS.value),
-                dtype=_DTYPE.value,
+                taps=tuple(int(t) for t in values.taps),
+                dtype=values.dtype,
                 remat="none",
             ),
-            head=dataclasses.replace(base.head, dtype=_DTYPE.value),
+            head=dataclasses.replace(base.head, dtype=values.dtype),
             train=dataclasses.replace(base.train, steps=1),
         )
         run = experiments.prepare_run(experiment, jax.devices()[:1])
@@ -128,10 +122,10 @@ def main(argv: list[str]) -> None:
     for kind in kinds:  # compile
         timed(kind)
     times = {kind: [] for kind in kinds}
-    for _ in range(_REPEATS.value):
+    for _ in range(values.repeats):
         for kind in kinds:
             times[kind].append(timed(kind))
-    print(f"{_BACKBONE.value}, {images} images, {voxels} voxels, {_DTYPE.value}:")
+    print(f"{values.backbone}, {images} images, {voxels} voxels, {values.dtype}:")
     fast = statistics.median(times["cached"])
     for kind in kinds:
         middle = statistics.median(times[kind])
@@ -142,4 +136,10 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("backbone", "dinov2-giant", "Geometry.")
+    flags.DEFINE_list("taps", ["1", "6", "12", "18", "24"], "Blocks, 1-based.")
+    flags.DEFINE_integer("images", 4, "In a step.")
+    flags.DEFINE_integer("voxels", 5000, "Of the new subject, all in a step.")
+    flags.DEFINE_string("dtype", "float32", "Of backbone and head.")
+    flags.DEFINE_integer("repeats", 5, "Of each step.")
     app.run(main)
