@@ -186,6 +186,26 @@ def test_step_is_adam_on_the_gradient_of_the_loss_over_all_voxels(ready):
     np.testing.assert_array_equal(state.table[2:, 12], table[2:, 12])
 
 
+def test_pull_holds_few_pictures_and_lets_many_go(ready):
+    """Responses that the twins cannot explain: ten pictures stay nearer than all."""
+    _, pictures, responses = planted(ready, seed=4)
+    start = np.asarray(ready.params["table"])
+    moved = []
+    for count in (10, 33):
+        few = {
+            s: {"train": x["train"][:count], "val": x["val"][:0]}
+            for s, x in (("pictures", pictures), ("responses", responses))
+        }
+        settings = fit.Settings(init="twin", steps=60, learning_rate=0.02, pull=30.0)
+        fitted = fit.fit(
+            ready.run, ready.predictor, ready.params, few["pictures"],
+            few["responses"], settings, quiet=True,
+        )  # fmt: skip
+        moved.append(np.square(fitted.table - start).mean())
+    assert moved[0] < moved[1] / 2
+    assert fit.pull_weight(fit.Settings(init="random", pull=30.0), 10) == 0
+
+
 def test_sampled_voxels_alone_move_at_first(ready):
     settings = fit.Settings(steps=1, voxels_per_step=8, eval_every_steps=1)
     _, pictures, responses = planted(ready)

@@ -47,7 +47,8 @@ class Settings:
     # Voxels in a step, drawn anew each step; 0: all, or as many as memory allows.
     voxels_per_step: int = 0
     learning_rate: float = 1e-3
-    # Strength that pulls a voxel to its twin, divided by the number of images; 0: none.
+    # Pull of a voxel to its twin, in images: its weight is (pull / images)^2, so that
+    # it counts for little when there are more than these; 0: none.
     pull: float = 100.0
     # Validation every so many steps, and how many without a better one end it.
     eval_every_steps: int = 20
@@ -126,6 +127,17 @@ def check(settings: Settings) -> None:
         raise errors.ConfigError(
             "flags", "", "; ".join(faults), "values in range", "Change them."
         )
+
+
+def pull_weight(settings: Settings, num_images: int) -> float:
+    """Weight of the squared distance to the start, in units of its mean square.
+
+    Example:
+        >>> twin = Settings(init="twin", pull=100.0)
+        >>> [pull_weight(twin, n) for n in (50, 100, 1000)]
+        [4.0, 1.0, 0.010000000000000002]
+    """
+    return (settings.pull / num_images) ** 2 if settings.init == "twin" else 0.0
 
 
 def on_mesh(table: np.ndarray, like: jax.Array) -> jax.Array:
@@ -276,8 +288,7 @@ def fit(
     # A copy of the table: the step gives its arguments away.
     state = jax.jit(make, out_shardings=places["table"])(start)
     scale = float(jnp.mean(jnp.square(start))) or 1.0
-    strength = settings.pull if settings.init == "twin" else 0.0
-    pull = np.float32(strength / len(train) / scale)
+    pull = np.float32(pull_weight(settings, len(train)) / scale)
     fixed, key = (shared, run.parts.frozen), jax.random.key(settings.seed)
 
     can_choose = len(pictures["val"]) >= 3

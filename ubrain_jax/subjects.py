@@ -233,8 +233,7 @@ def define_settings(*but: str) -> None:
         "batch_images": "Images in a step.",
         "voxels_per_step": "Voxels in a step; 0: all, or as many as memory allows.",
         "learning_rate": "Of Adam.",
-        "pull": "Strength, divided by the number of images, that pulls a voxel to its "
-        "twin.",
+        "pull": "Images beyond which a voxel's twin counts for little; 0: no pull.",
         "eval_every_steps": "Score the val pictures every so many steps.",
         "patience": "Validations without a better one that end a fit.",
         "seed": "Of pictures, start, order and dropout.",
