@@ -430,6 +430,8 @@ import os, signal
 from ubrain_jax import errors, prepare
 from ubrain_jax.datasets import nsd
 
+# A shell that starts the tests in the background has them ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 opened = nsd.open_dataset
 
 def open_dataset(*args, **keywords):
