@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ubrain_jax import lookalikes
-from ubrain_jax.datasets import pictures, simulated
+from ubrain_jax.datasets import drawing, pictures
 
 
 def brute_force(first, second, distance):
@@ -140,7 +140,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def drawn():
-    return [simulated.draw(np.random.default_rng(k), 224)[0] for k in range(60)]
+    return [drawing.draw(np.random.default_rng(k), 224)[0] for k in range(60)]
 
 
 @pytest.mark.parametrize("change", CHANGES)

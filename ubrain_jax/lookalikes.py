@@ -18,7 +18,7 @@ import scipy.fft
 from PIL import Image
 
 # Bits in which two hashes of one picture may differ. Measured on 1000 pictures of
-# `datasets.simulated.draw` (448 pixels, stored at 224), copies that are missed: JPEG at
+# `datasets.drawing.draw` (448 pixels, stored at 224), copies that are missed: JPEG at
 # quality 70 or 30, 425 or 112 pixels and back, grey, 20% darker: none of 1000;
 # 20% brighter (clipped) 1.0%; cropped by 2% 1.2%, by 4% 15.7%, by 10% 84.6%; mirrored
 # all. Of 12,497,500 pairs of other pictures none is taken for a copy (at 8 bits 3, at
