@@ -261,7 +261,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(
 
     poisoned.calls = 0
     monkeypatch.setattr(batches, "gather", poisoned)
-    with pytest.raises(train.NonFiniteLossError, match=r"newest checkpoint is 4"):
+    with pytest.raises(errors.NonFiniteLossError, match=r"newest checkpoint is 4"):
         train.train(run, str(tmp_path))
     for name, value in params_of(tmp_path).items():
         assert np.isfinite(value).all(), name

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ubrain_jax import config, crowd, errors, evaluate, experiments, train
+from ubrain_jax import config, crowd, errors, evaluate, experiments, train, whole
 from ubrain_jax.maps import tables
 
 _CHECKPOINTS = ("checkpoints", "best")
@@ -241,7 +241,7 @@ def _read(cell: Cell) -> dict[str, Any] | None:
 
 def _write(cell: Cell, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1) + "\n"
-    evaluate.write_text(cell.folder / "cell.json", text)
+    whole.write_text(cell.folder / "cell.json", text)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

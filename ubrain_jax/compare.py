@@ -13,7 +13,6 @@ stopped. docs/curves.md says what the tables hold.
 import dataclasses
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -243,11 +242,7 @@ def main(argv: list[str]) -> int:
         else (),
         values.keep_checkpoints,
     )
-    try:
-        run(plan)
-    except train.NonFiniteLossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    run(plan)
     return 0
 
 

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ubrain_jax import evaluate, studies
+from ubrain_jax import studies, whole
 from ubrain_jax.maps import charts, tables
 
 ARMS = {
@@ -67,12 +67,12 @@ def write(study: Study, out: pathlib.Path) -> str:
         )
     ]
     subjects, over = compare(study), compare_over_subjects(study, scores)
-    evaluate.write_text(out / "compare.csv", tables.csv_text(rows))
+    whole.write_text(out / "compare.csv", tables.csv_text(rows))
     listed = [{"table": "subject", **row} for row in subjects]
     listed += [{"table": "over subjects", "subject": "", **row} for row in over]
-    evaluate.write_text(out / "tests.csv", tables.csv_text(listed))
+    whole.write_text(out / "tests.csv", tables.csv_text(listed))
     first = _scores_page(study, scores)
-    evaluate.write_text(out / "compare.md", first + _tests_page(study, subjects, over))
+    whole.write_text(out / "compare.md", first + _tests_page(study, subjects, over))
     draw(study, scores, out / "compare")
     return first
 

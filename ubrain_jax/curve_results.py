@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ubrain_jax import evaluate, studies
+from ubrain_jax import studies, whole
 from ubrain_jax.maps import charts, tables
 
 ARMS = {
@@ -81,11 +81,11 @@ def write(study: Study, out: pathlib.Path) -> str:
         for seed, score in zip(study.seeds, found, strict=True)
     ]
     tests = compare(study)
-    evaluate.write_text(out / "curve.csv", tables.csv_text(rows))
+    whole.write_text(out / "curve.csv", tables.csv_text(rows))
     listed = [{"table": name, **row} for name, rows in tests.items() for row in rows]
-    evaluate.write_text(out / "tests.csv", tables.csv_text(listed))
+    whole.write_text(out / "tests.csv", tables.csv_text(listed))
     first = _scores_page(study, scores)
-    evaluate.write_text(out / "curve.md", first + _tests_page(tests))
+    whole.write_text(out / "curve.md", first + _tests_page(tests))
     draw(study, scores, out / "curve")
     return first
 

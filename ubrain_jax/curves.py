@@ -14,7 +14,6 @@ what the tables hold.
 import contextlib
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +31,6 @@ from ubrain_jax import (
     fit,
     frozen,
     subjects,
-    train,
     twin,
 )
 from ubrain_jax.curve_results import ARMS, Place
@@ -368,11 +366,7 @@ def main(argv: list[str]) -> int:
         values.cache,
         values.keep_checkpoints,
     )
-    try:
-        run(plan)
-    except (train.NonFiniteLossError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return train.NonFiniteLossError.exit_code
+    run(plan)
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 EXIT_USAGE = 64
 EXIT_BAD_DATA = 65
 EXIT_MISSING_INPUT = 66
+EXIT_INTERNAL = 70
 EXIT_OUTPUT = 73
 EXIT_CONFIG = 78
 EXIT_INTERRUPT = 130
@@ -63,6 +64,12 @@ class ConfigError(InputError):
     """A config key or flag is unknown, mistyped or out of range."""
 
     exit_code = EXIT_CONFIG
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or a weight is NaN or infinite; what was saved before stays."""
+
+    exit_code = EXIT_INTERNAL
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -170,7 +177,7 @@ def run_command(
         try:
             code = main(argv)
             sys.stdout.flush()  # here, where a closed pipe can be caught
-        except InputError as error:
+        except (InputError, NonFiniteLossError) as error:
             if os.environ.get("UBRAIN_DEBUG"):
                 raise
             stop(str(error), error.exit_code)

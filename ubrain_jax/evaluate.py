@@ -20,7 +20,15 @@ import xarray
 from flax import nnx
 
 import ubrain_jax
-from ubrain_jax import config, crowd, errors, experiments, metrics, sharding
+from ubrain_jax import (
+    config,
+    crowd,
+    errors,
+    experiments,
+    metrics,
+    sharding,
+    whole,
+)
 from ubrain_jax.maps import report
 from ubrain_jax.model import encoder
 
@@ -298,7 +306,7 @@ def evaluate(
             "warnings": warnings,
         }
     )
-    write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
+    whole.write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
     _write_report(run, out, result, scores, retrieved)
     return result
 
@@ -393,10 +401,3 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
     return lines
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

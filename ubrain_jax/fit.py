@@ -256,13 +256,12 @@ def fit(
     subject = run.stores.subjects[0]
     voxels = voxels_that_fit(run, images, settings.voxels_per_step)
     count = None if voxels == subject.num_voxels else max(1, voxels // stripes)
-    arranged = _arrange(responses["train"], stripes)  # (M, S, rows)
     weight = _arrange(np.ones((1, subject.num_voxels), np.float32), stripes)[0]
 
     def batch_of(step: int) -> Batch:
         rows = _pictures_of_step(settings.seed, step, images, len(train))
         drawn = _rows_of_step(settings.seed, step, weight, count)
-        response, own = arranged[rows], weight
+        response, own = _arrange(responses["train"][rows], stripes), weight
         if drawn is not None:
             stripe = np.arange(stripes)[:, None]
             response, own = response[:, stripe, drawn], weight[stripe, drawn]
@@ -316,7 +315,7 @@ def fit(
         value = float(loss)
         seconds += time.monotonic() - began if first else 0.0
         if not np.isfinite(value):
-            raise FloatingPointError(
+            raise errors.NonFiniteLossError(
                 f"the loss of step {steps} is {value}; lower --learning_rate"
             )
         found = score(state.table)

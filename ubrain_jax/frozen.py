@@ -4,7 +4,6 @@
 with them, `features` computes what the frozen part says of each picture, once.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +25,7 @@ from ubrain_jax import (
     evaluate,
     experiments,
     sharding,
+    whole,
 )
 from ubrain_jax.model import bundle, encoder
 
@@ -266,27 +266,13 @@ def _compute_to_file(
     shape: tuple[int, ...],
 ) -> np.ndarray:
     """Features in a file that has its name only when whole, with its hash beside it."""
-    unfinished = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _compute(
-            predictor, params, rows, np.memmap(unfinished, dtype, "w+", shape=shape)
-        )
+    room = f"room for {int(np.prod(shape)) * dtype.itemsize / 1e9:.1f} GB (--cache)"
+    with whole.writing(path, room) as unfinished:
+        out = np.memmap(unfinished, dtype, "w+", shape=shape)
+        _compute(predictor, params, rows, out)
         with unfinished.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        evaluate.write_text(proof, digest + "\n")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise errors.OutputError(
-            path,
-            "",
-            f"cannot be written ({error.strerror or error})",
-            f"room for {int(np.prod(shape)) * dtype.itemsize / 1e9:.1f} GB",
-            "Free some space, or give another folder with --cache.",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        whole.write_text(proof, digest + "\n")
     return np.memmap(path, dtype, "r", shape=shape)
 
 

@@ -9,7 +9,6 @@ checkpoint of a workdir and trains nothing.
 
 import os
 import pathlib
-import sys
 
 import jax
 from absl import flags
@@ -59,27 +58,23 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
         f"{frozen:,} frozen weights; mesh {dict(run.mesh.shape)}",
         flush=True,
     )
-    try:
-        if _MODE.value == "train":
-            state = train.train(run, str(workdir))
-        else:
-            steps = train.total_steps(experiment, run.stores)
-            optimiser = optim.make(experiment.optim, steps)
-            manager, state, _ = train.restored(
-                run, str(workdir), optimiser, experiment.train.keep_checkpoints
+    if _MODE.value == "train":
+        state = train.train(run, str(workdir))
+    else:
+        steps = train.total_steps(experiment, run.stores)
+        optimiser = optim.make(experiment.optim, steps)
+        manager, state, _ = train.restored(
+            run, str(workdir), optimiser, experiment.train.keep_checkpoints
+        )
+        manager.close()
+        if int(state.step) == 0:
+            raise errors.MissingInputError(
+                workdir / "checkpoints",
+                "",
+                "no checkpoint",
+                "a trained run",
+                "Train first: the same command without --mode=evaluate.",
             )
-            manager.close()
-            if int(state.step) == 0:
-                raise errors.MissingInputError(
-                    workdir / "checkpoints",
-                    "",
-                    "no checkpoint",
-                    "a trained run",
-                    "Train first: the same command without --mode=evaluate.",
-                )
-    except train.NonFiniteLossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     params, step = train.chosen_weights(run, state, str(workdir))
     result = evaluate.evaluate(run, params, str(workdir), step)
     print(report.score_table(result))

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from ubrain_jax import crowd, errors, evaluate, experiments, fit, frozen, metrics
+from ubrain_jax import (
+    crowd,
+    errors,
+    evaluate,
+    experiments,
+    fit,
+    frozen,
+    metrics,
+    whole,
+)
 from ubrain_jax.model import bundle, encoder
 
 
@@ -137,8 +146,8 @@ def transfer(
             "notes": lines,
         }
         text = "".join(json.dumps(line) + "\n" for line in fitted.log)
-        evaluate.write_text(out / "metrics.jsonl", text)
-        evaluate.write_text(out / "transfer.json", json.dumps(told, indent=1) + "\n")
+        whole.write_text(out / "metrics.jsonl", text)
+        whole.write_text(out / "transfer.json", json.dumps(told, indent=1) + "\n")
         own = bundle.Subject(
             subject.name,
             rows,

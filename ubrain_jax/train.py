@@ -32,6 +32,7 @@ from ubrain_jax import (
     losses,
     optim,
     sharding,
+    whole,
 )
 from ubrain_jax.model import encoder
 
@@ -42,12 +43,6 @@ class State(NamedTuple):
     step: jax.Array
     params: Any
     optimiser: Any
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; the last checkpoint is from before."""
-
-    exit_code = 70
 
 
 def loss_of_batch(
@@ -263,7 +258,7 @@ def train(
         programs: From `compile_run` of a run of this shape, where they exist already.
 
     Raises:
-        NonFiniteLossError: If the loss stops being finite; checkpoints stay.
+        errors.NonFiniteLossError: If the loss stops being finite; checkpoints stay.
     """
     experiment, settings = run.experiment, run.experiment.train
     steps = total_steps(experiment, run.stores)
@@ -272,7 +267,7 @@ def train(
     start = int(state.step)
     meta = meta_of(run)
     text = json.dumps(meta["config"], indent=1) + "\n"
-    evaluate.write_text(pathlib.Path(workdir) / "config.json", text)
+    whole.write_text(pathlib.Path(workdir) / "config.json", text)
     _write_trained_on(run, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(manager))
@@ -417,7 +412,7 @@ def _write_trained_on(run: experiments.Run, workdir: str) -> None:
     content = crowd.picture_hashes(run.stores)
     table = {run.stores.image_id[r]: content[r] for r in rows}
     text = json.dumps({"image_sha256": table}) + "\n"
-    evaluate.write_text(path, text)
+    whole.write_text(path, text)
 
 
 def _in_words(scores: dict[str, float | None]) -> str:
@@ -431,7 +426,7 @@ def _in_words(scores: dict[str, float | None]) -> str:
 def _stop_non_finite(loss: float, step: int, pictures: list[str], manager: Any) -> None:
     """Stops on a NaN or infinite loss and names the checkpoint that is left."""
     manager.wait_until_finished()
-    raise NonFiniteLossError(
+    raise errors.NonFiniteLossError(
         f"the loss of step {step} is {loss}; the newest checkpoint is "
         f"{manager.latest_step()}. Lower optim.learning_rate or look at the responses "
         f"to the pictures of that step ({', '.join(pictures)}); starting again "
@@ -449,7 +444,7 @@ def _check_params(state: State, step: int, manager: Any) -> None:
     ]
     if bad:
         manager.wait_until_finished()
-        raise NonFiniteLossError(
+        raise errors.NonFiniteLossError(
             f"after step {step} these weights are not finite: {', '.join(bad)}; the "
             f"newest checkpoint is {manager.latest_step()} and stays."
         )
@@ -466,7 +461,7 @@ class _Log:
         path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [x for x in evaluate.read_log(workdir) if x["step"] <= start]
         text = "".join(json.dumps(x) + "\n" for x in kept)
-        evaluate.write_text(path, text)
+        whole.write_text(path, text)
         self._file = path.open("a", encoding="utf-8")
         self._board = None
         with contextlib.suppress(ImportError):

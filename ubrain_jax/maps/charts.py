@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-from ubrain_jax import errors
+from ubrain_jax import whole
 from ubrain_jax.maps import report
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -201,17 +201,5 @@ def _save(fig: mpl_figure.Figure, stem: pathlib.Path) -> None:
     # Without a date the same figure is the same bytes.
     for ending, marks in (("png", None), ("svg", {"Date": None})):
         path = stem.with_suffix(f".{ending}")
-        unfinished = path.with_name(f"{path.name}.tmp")
-        try:
+        with whole.writing(path) as unfinished:
             fig.savefig(unfinished, format=ending, dpi=160, metadata=marks)
-            unfinished.replace(path)
-        except OSError as error:
-            raise errors.OutputError(
-                path,
-                "",
-                error.strerror or str(error),
-                "a file that can be written",
-                "Free some space or choose another --workdir.",
-            ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)

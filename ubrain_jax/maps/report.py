@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 from PIL import Image
 
-from ubrain_jax import errors
+from ubrain_jax import errors, whole
 
 # Limits that keep the file at a few megabytes; reaching one is said in the report.
 MAX_POINTS = 100_000
@@ -218,21 +218,7 @@ def write(
             f"<pre>{_escape(config_text)}</pre></details>",
         ]
     page = _PAGE.format(title=_escape(title), style=_CSS, body="\n".join(body))
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        # A name of undecodable bytes (a lone surrogate) must not stop the report.
-        unfinished.write_bytes(page.encode("utf-8", errors="replace"))
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise errors.OutputError(
-            path,
-            "",
-            error.strerror or str(error),
-            "a file that can be written",
-            "Free some space or choose another folder.",
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    whole.write_text(path, page)
 
 
 def figures(

@@ -5,7 +5,6 @@ the shared weights that it was fitted with, so its file names their hash, and re
 it for other weights is refused. safetensors and JSON; nothing is unpickled.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ubrain_jax import config, errors
+from ubrain_jax import config, errors, whole
 
 FORMAT = "ubrain-subject"
 VERSION = 1
@@ -120,22 +119,8 @@ def write_subject(
         "subject": text,
         "sha256": _content(tensors, text),
     }
-    path = pathlib.Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole.writing(path, "a folder that can be written, with room") as unfinished:
         unfinished.write_bytes(safetensors.numpy.save(tensors, header))
-        os.replace(unfinished, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise errors.OutputError(
-            path,
-            "",
-            f"cannot be written ({error.strerror or error})",
-            "a folder that can be written, with room",
-            "Free some space or choose another --workdir.",
-        ) from error
 
 
 def _content(tensors: Mapping[str, np.ndarray], text: str) -> str:

@@ -30,6 +30,14 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(variance + _EPS) * scale + bias
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x, through erf as in torch.
+
+    jax.nn.gelu takes erfc, which costs twice as much on a CPU.
+    """
+    return x * 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 class Head(nnx.Module):
     """Weights shared by all voxels, each stacked over the L taps.
 
@@ -145,7 +153,7 @@ class Head(nnx.Module):
                 )
                 u = jnp.where(kept, u / (1 - self.dropout), 0)
             hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
-            hidden = jax.nn.gelu(hidden, approximate=False)
+            hidden = gelu(hidden)
             m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
             w = self._dot(embedding, self.functional[tap])  # (C,)
             # Under vmap this is elementwise over voxels whatever its form.
