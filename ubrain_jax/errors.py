@@ -16,7 +16,10 @@ from typing import Any
 EXIT_USAGE = 64
 EXIT_BAD_DATA = 65
 EXIT_MISSING_INPUT = 66
+EXIT_INTERNAL = 70
 EXIT_OUTPUT = 73
+EXIT_RESTART = 75  # saved, or a peer is gone: the same command goes on
+EXIT_WATCHDOG = 76  # stuck: the same
 EXIT_CONFIG = 78
 EXIT_INTERRUPT = 130
 EXIT_PIPE = 141
