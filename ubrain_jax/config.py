@@ -119,6 +119,9 @@ class Train:
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
     log_every_steps: int = 50
+    # Seconds without a finished step, block of an evaluation, save or compilation
+    # after which the process ends (exit code 76) and prints where it was; 0: never.
+    watchdog_seconds: float = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +165,7 @@ RESUMABLE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.log_every_steps",
+    "train.watchdog_seconds",
     "data.read_threads",
     "mesh.data",
     "mesh.voxel",
@@ -456,6 +460,12 @@ def _out_of_range(e: Experiment) -> list[str]:
             "train.eval_every_steps",
             e.train.eval_every_steps,
             e.train.eval_every_steps >= 0,
+            ">= 0",
+        ),
+        (
+            "train.watchdog_seconds",
+            e.train.watchdog_seconds,
+            0 <= e.train.watchdog_seconds < math.inf,
             ">= 0",
         ),
         *(

@@ -24,6 +24,7 @@ from absl import flags
 from ubrain_jax import (
     cells,
     checkpoint,
+    cluster,
     config,
     crowd,
     curve_results,
@@ -347,6 +348,7 @@ def _number_of_images(text: str) -> int | None:
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
+    cluster.refuse_several("python -m ubrain_jax.curves")
     values = flags.FLAGS
     needed = ("encoder", "crowd", "subject", "workdir")
     errors.check_flags(argv, *(values[name] for name in needed))

@@ -2,8 +2,10 @@
 
 Order in the loop, which resuming relies on: (1) take the batch of this step,
 (2) run the step, (3) check the loss of the step before, (4) log, (5) score the
-validation images and keep the weights if they are the best, (6) save. Nothing here
-depends on the clock but the speed shown.
+validation images and keep the weights if they are the best, (6) save, (7) stop if a
+signal asked for it. Nothing here depends on the clock but the speed shown.
+
+With several processes all of them run all of this; process 0 alone writes and prints.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ from flax import nnx
 from ubrain_jax import (
     batches,
     checkpoint,
+    cluster,
     config,
     crowd,
     errors,
@@ -32,6 +35,7 @@ from ubrain_jax import (
     losses,
     optim,
     sharding,
+    watch,
     whole,
 )
 from ubrain_jax.model import encoder
@@ -156,15 +160,30 @@ def _places(run: experiments.Run, optimiser: optax.GradientTransformation) -> St
     return encoder.placements(shapes, run.mesh)
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch: batches.Batch) -> batches.Batch:
-    """What the step needs of a host batch, on the mesh: all but `picture`."""
-    return batches.Batch(
-        image=sharding.put(mesh, sharding.IMAGES, batch.image),
-        voxel=sharding.put(mesh, sharding.SAMPLES, batch.voxel),
-        response=sharding.put(mesh, sharding.SAMPLES, batch.response),
-        weight=sharding.put(mesh, sharding.SAMPLES, batch.weight),
-        picture=None,
-    )
+def put_batch(
+    mesh: jax.sharding.Mesh, batch: batches.Batch, share: sharding.Share | None = None
+) -> batches.Batch:
+    """What the step needs of a host batch, on the mesh: all but `picture`.
+
+    Args:
+        mesh: Where to.
+        batch: This process's share.
+        share: Which that is; None: all.
+    """
+    size, stripes = batch.voxel.shape[:2] if share is None else share.shape
+    shapes = {"image": (size, *batch.image.shape[1:])}
+    samples = (size, stripes, *batch.voxel.shape[2:])
+    shapes |= dict.fromkeys(("voxel", "response", "weight"), samples)
+    placed = {
+        name: sharding.put_block(
+            mesh,
+            sharding.IMAGES if name == "image" else sharding.SAMPLES,
+            shape,
+            getattr(batch, name),
+        )
+        for name, shape in shapes.items()
+    }
+    return batches.Batch(**placed, picture=None)
 
 
 def total_steps(experiment: config.Experiment, stores: crowd.Crowd) -> int:
@@ -259,6 +278,7 @@ def train(
 
     Raises:
         errors.NonFiniteLossError: If the loss stops being finite; checkpoints stay.
+        watch.StoppedError: If a signal asked to stop; the state is saved.
     """
     experiment, settings = run.experiment, run.experiment.train
     steps = total_steps(experiment, run.stores)
@@ -266,9 +286,10 @@ def train(
     manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
     meta = meta_of(run)
-    text = json.dumps(meta["config"], indent=1) + "\n"
-    whole.write_text(pathlib.Path(workdir) / "config.json", text)
-    _write_trained_on(run, workdir)
+    if cluster.is_first():
+        text = json.dumps(meta["config"], indent=1) + "\n"
+        whole.write_text(pathlib.Path(workdir) / "config.json", text)
+        _write_trained_on(run, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(manager))
         keep_best = None
@@ -281,13 +302,10 @@ def train(
             print(f"resuming at step {start} of {steps}")
         programs = programs or compile_run(run)
         step_fn = _with_seed(programs.step, run)
-        data = batches.dataset(
-            run.stores,
-            experiment.data,
-            settings.seed,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
+        share = sharding.share_of_batch(
+            run.mesh, experiment.data.batch_images, experiment.data.stripes
         )
+        data = batches.dataset(run.stores, experiment.data, settings.seed, share)
         iterator = batches.iterate(data, start, experiment.data.read_threads)
         always = {"backbone": "random"} if run.provenance.random else {}
         log = stack.enter_context(contextlib.closing(_Log(workdir, start, always)))
@@ -305,10 +323,18 @@ def train(
         shown, since = time.monotonic(), start
         first_seconds = None
         progress = tqdm.tqdm(
-            range(start, steps), desc="train", unit="step", initial=start, total=steps
+            range(start, steps),
+            desc="train",
+            unit="step",
+            initial=start,
+            total=steps,
+            disable=not cluster.is_first(),
         )
+        sign = watch.StopSign(run.mesh)
+        stack.enter_context(watch.loop())
+        watch.alive("compiling the first step")
         for step in progress:
-            batch = put_batch(run.mesh, next(iterator))
+            batch = put_batch(run.mesh, next(iterator), share)
             began = time.monotonic()
             state, loss = step_fn(state, run.parts.frozen, batch)
             if first_seconds is None:
@@ -320,6 +346,8 @@ def train(
             check(previous, step)
             previous = loss
             done = step + 1
+            stopping = sign.seen()
+            watch.alive(f"step {done + 1}")
             if done % settings.log_every_steps == 0 or done == steps:
                 check(loss, done)
                 now = time.monotonic()
@@ -334,6 +362,7 @@ def train(
                 )
                 shown, since = now, done
             if settings.eval_every_steps and done % settings.eval_every_steps == 0:
+                watch.alive(f"validation after step {done}")
                 scores = evaluate.validate(predictor, state.params)
                 if scores:
                     log.write(step=done, loss=float(loss), **scores)
@@ -341,10 +370,22 @@ def train(
                 if keep_best is not None:
                     keep_best.offer(scores, done, state.params, meta)
                 shown, since = time.monotonic(), done
-            if done % settings.checkpoint_every_steps == 0 or done == steps:
+                watch.alive(f"step {done + 1}")
+            last = done == steps or stopping
+            if done % settings.checkpoint_every_steps == 0 or last:
                 check(loss, done)
+                watch.alive(f"saving step {done}")
                 _check_params(state, done, manager)
                 checkpoint.save(manager, done, state, meta)
+                watch.alive(f"step {done + 1}")
+            if stopping:
+                watch.alive(f"saving step {done}")
+                manager.wait_until_finished()
+                progress.close()
+                raise watch.StoppedError(
+                    f"saved step {done} of {steps}; the same command goes on from there"
+                )
+        watch.alive("saving the last step")
         manager.wait_until_finished()
     return state
 
@@ -365,7 +406,8 @@ def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[An
     # By name: what was read are plain dicts, the state's are of another type.
     read = {name(path): a for path, a in jax.tree_util.tree_leaves_with_path(params)}
     placed = jax.tree_util.tree_map_with_path(
-        lambda path, like: jax.device_put(read[name(path)], like.sharding), state.params
+        lambda path, like: sharding.put_as(like.sharding, read[name(path)]),
+        state.params,
     )
     return placed, step
 
@@ -436,7 +478,10 @@ def _stop_non_finite(loss: float, step: int, pictures: list[str], manager: Any) 
 
 def _check_params(state: State, step: int, manager: Any) -> None:
     """Refuses to save weights that are not finite."""
-    finite = jax.tree.map(lambda a: jnp.isfinite(a).all(), state.params)
+    is_finite = jax.jit(
+        lambda tree: jax.tree.map(lambda a: jnp.isfinite(a).all(), tree)
+    )
+    finite = is_finite(state.params)
     bad = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, ok in jax.tree_util.tree_leaves_with_path(finite)
@@ -453,17 +498,19 @@ def _check_params(state: State, step: int, manager: Any) -> None:
 class _Log:
     """metrics.jsonl, and TensorBoard when tensorboardX is installed.
 
-    `always` stands in every line.
+    `always` stands in every line. Only process 0 writes.
     """
 
     def __init__(self, workdir: str, start: int, always: dict[str, Any]):
         self._always = always
+        self._file = self._board = None
+        if not cluster.is_first():
+            return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [x for x in evaluate.read_log(workdir) if x["step"] <= start]
         text = "".join(json.dumps(x) + "\n" for x in kept)
         whole.write_text(path, text)
         self._file = path.open("a", encoding="utf-8")
-        self._board = None
         with contextlib.suppress(ImportError):
             import tensorboardX
 
@@ -471,6 +518,8 @@ class _Log:
             self._board = tensorboardX.SummaryWriter(folder, purge_step=start)
 
     def write(self, *, step: int, loss: float, **more: Any) -> None:
+        if self._file is None:
+            return
         line = {"step": step, "loss": loss, **more, **self._always}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -481,6 +530,7 @@ class _Log:
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
