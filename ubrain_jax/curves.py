@@ -11,7 +11,6 @@ in a folder of its own; the same command goes on where it stopped. docs/curves.m
 what the tables hold.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -288,8 +287,7 @@ def scratch_experiment(
 
 def _steps_of(encoder: str) -> int:
     """Steps that a run was trained for, whichever weights are its best."""
-    with contextlib.closing(checkpoint.open_manager(encoder, 1)) as manager:
-        return int(manager.latest_step() or 0)
+    return checkpoint.newest_whole(pathlib.Path(encoder).absolute() / "checkpoints")
 
 
 def _settings(

@@ -253,14 +253,28 @@ def restored(
     optimiser: optax.GradientTransformation,
     keep: int,
 ) -> tuple[Any, State, State]:
-    """Checkpoint manager, newest state of the workdir (or the initial one), places."""
+    """Checkpoint manager, newest state of the workdir (or the initial one), places.
+
+    Raises:
+        errors.DiskError: If there is no room for the checkpoints of a new run.
+    """
     manager = checkpoint.open_manager(workdir, keep)
     state, places = initial_state(run, optimiser)
     latest = manager.latest_step()
-    if latest is not None:
-        check_resumable(checkpoint.read_meta(manager, latest), run, workdir)
+    if latest is None:
+        _check_room(run, manager.directory, state, keep)
+    else:
+        check_resumable(checkpoint.read_meta(manager.directory, latest), run, workdir)
         state = checkpoint.restore(manager, latest, state)
     return manager, state, places
+
+
+def _check_room(run: experiments.Run, folder: Any, state: State, keep: int) -> None:
+    """Refuses to begin what the disk cannot hold: all checkpoints and one more."""
+    sizes = [checkpoint.bytes_of(state)] * (keep + 1)
+    if run.experiment.train.select == "best":
+        sizes += [checkpoint.bytes_of(state.params)] * 2
+    checkpoint.check_room(folder, max(sizes), len(sizes))
 
 
 def train(
@@ -346,6 +360,7 @@ def train(
             check(previous, step)
             previous = loss
             done = step + 1
+            manager.check()
             stopping = sign.seen()
             watch.alive(f"step {done + 1}")
             if done % settings.log_every_steps == 0 or done == steps:
@@ -420,7 +435,8 @@ class _Best:
         step = self._manager.latest_step()
         self._score = -np.inf
         if step is not None:
-            self._score = checkpoint.read_meta(self._manager, step)["val_score"]
+            told = checkpoint.read_meta(self._manager.directory, step)
+            self._score = told["val_score"]
 
     def offer(
         self, scores: dict[str, Any], step: int, params: Any, meta: dict[str, Any]
