@@ -31,8 +31,11 @@ from absl import logging
 from ubrain_jax import cluster, crowd, errors, sealed, whole
 
 FORMAT = 1
-# Orbax writes these two at the last moment, after the manifest. Nothing reads them.
-_UNREAD = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Orbax writes these two at the last moment, after the manifest. Nobody reads the
+# second; of the first a copy is sealed, and only the time of the end may differ.
+_ORBAX = "_CHECKPOINT_METADATA"
+UNSEALED = (_ORBAX, "commit_success.txt")
+_COPY = "orbax.json"
 _OWNER = "lock.json"
 # Bytes of a checkpoint beside its arrays, generously.
 _SMALL = 1 << 20
@@ -173,7 +176,8 @@ class Checkpoints:
     def _seal(self) -> None:
         """Called by Orbax in process 0 when all processes have written their part."""
         (folder,) = self._unfinished()
-        sealed.seal(folder, _UNREAD)
+        (folder / _COPY).write_text(_orbax_record(folder), encoding="utf-8")
+        sealed.seal(folder, UNSEALED)
 
     def _purge(self) -> None:
         """Deletes what Orbax has moved out of the way."""
@@ -231,7 +235,7 @@ def _set_aside(root: pathlib.Path) -> str:
     """Moves damaged steps away; says so where none is left."""
     damaged = root / "damaged"
     for step in reversed(steps_in(root)):
-        faults = sealed.faults(root / str(step), _UNREAD)
+        faults = faults_of(root, step)
         if not faults:
             return ""
         damaged.mkdir(exist_ok=True)
@@ -243,16 +247,42 @@ def _set_aside(root: pathlib.Path) -> str:
     return ""
 
 
+def faults_of(root: pathlib.Path, step: int) -> list[str]:
+    """What is wrong with a step, a line each; none if it is as it was saved."""
+    folder = root / str(step)
+    faults = sealed.faults(folder, UNSEALED)
+    if faults:
+        return faults
+    try:
+        if _orbax_record(folder) != (folder / _COPY).read_text(encoding="utf-8"):
+            return [f"{_ORBAX} has another content"]
+        saved = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+        if saved["step"] != step:
+            return [f"it was saved as step {saved['step']}"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"cannot be read ({error!r})"]
+    return []
+
+
+def _orbax_record(folder: pathlib.Path) -> str:
+    """What Orbax notes of a step, but for the time at which it ended."""
+    told = json.loads((folder / _ORBAX).read_text(encoding="utf-8"))
+    if type(told.pop("commit_timestamp_nsecs", 0)) not in (int, type(None)):
+        raise TypeError("commit_timestamp_nsecs is not a number")
+    return json.dumps(told, sort_keys=True)
+
+
 def _some(faults: list[str]) -> str:
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return "; ".join(faults[:3]) + more
 
 
 def steps_in(root: pathlib.Path) -> list[int]:
-    """Steps of a folder, ascending."""
+    """Steps of a folder, ascending; other names are none of ours."""
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal())
+    names = [p.name for p in root.iterdir() if p.name.isdecimal() and p.is_dir()]
+    return sorted(int(name) for name in names if str(int(name)) == name)
 
 
 def bytes_of(state: Any) -> int:
@@ -260,25 +290,24 @@ def bytes_of(state: Any) -> int:
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
 
 
-def check_room(folder: pathlib.Path, size: int, copies: int = 1) -> None:
-    """Refuses to go on when a disk has no room for so many checkpoints.
+def check_room(folder: pathlib.Path, *sizes: int) -> None:
+    """Refuses to go on when a disk has no room for more checkpoints.
 
     Args:
         folder: Where they would be.
-        size: Bytes of the arrays of one.
-        copies: How many, beside those that are there.
+        *sizes: Bytes of the arrays of each.
 
     Raises:
         errors.DiskError: Saying how much is free and needed, a tenth more than both.
     """
-    needed = int(copies * (size * 1.1 + _SMALL))
+    needed = int(sum(size * 1.1 + _SMALL for size in sizes))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise errors.DiskError(
             folder,
             "",
             f"{free:,} bytes free",
-            f"{needed:,} for {copies} checkpoints of {size:,}",
+            f"{needed:,} for {len(sizes)} checkpoints of up to {max(sizes):,}",
             "Free some space, keep fewer (train.keep_checkpoints) or choose another "
             "--workdir.",
         )
@@ -374,7 +403,7 @@ def newest_whole(root: pathlib.Path) -> int:
         if not steps:
             raise _no_checkpoint(root)
         for step in reversed(steps):
-            faults = sealed.faults(root / str(step), _UNREAD)
+            faults = faults_of(root, step)
             if not faults:
                 return step
             if not (root / str(step)).is_dir():

@@ -52,20 +52,26 @@ def faults(folder: pathlib.Path, unread: tuple[str, ...] = ()) -> list[str]:
     line, _, rest = text.partition(b"\n")
     if rest != hashlib.sha256(line).hexdigest().encode() + b"\n":
         return [f"{NAME} is damaged"]
-    told = json.loads(line)
-    if told["version"] != 1:
-        return [f"{NAME} is of version {told['version']}, not 1"]
-    sealed, there = told["files"], _files(folder, unread)
+    try:
+        told = json.loads(line)
+        version, sealed = told["version"], told["files"]
+        sealed = {
+            str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in sealed.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{NAME} is not a manifest"]
+    if version != 1:
+        return [f"{NAME} is of version {version}, not 1"]
+    there = _files(folder, unread)
     found = [f"{name} is missing" for name in sorted(sealed.keys() - there.keys())]
     found += [f"{name} is not in {NAME}" for name in sorted(there.keys() - sealed)]
     for name in sorted(sealed.keys() & there.keys()):
         try:
             size = there[name].stat().st_size
-            if size != sealed[name]["bytes"]:
-                found.append(
-                    f"{name} has {size} bytes instead of {sealed[name]['bytes']}"
-                )
-            elif _sha256(there[name]) != sealed[name]["sha256"]:
+            expected, digest = sealed[name]
+            if size != expected:
+                found.append(f"{name} has {size} bytes instead of {expected}")
+            elif _sha256(there[name]) != digest:
                 found.append(f"{name} has another content")
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")

@@ -261,9 +261,8 @@ def restored(
     manager = checkpoint.open_manager(workdir, keep)
     state, places = initial_state(run, optimiser)
     latest = manager.latest_step()
-    if latest is None:
-        _check_room(run, manager.directory, state, keep)
-    else:
+    _check_room(run, manager.directory, state, keep)
+    if latest is not None:
         check_resumable(checkpoint.read_meta(manager.directory, latest), run, workdir)
         state = checkpoint.restore(manager, latest, state)
     return manager, state, places
@@ -271,10 +270,11 @@ def restored(
 
 def _check_room(run: experiments.Run, folder: Any, state: State, keep: int) -> None:
     """Refuses to begin what the disk cannot hold: all checkpoints and one more."""
-    sizes = [checkpoint.bytes_of(state)] * (keep + 1)
-    if run.experiment.train.select == "best":
+    there = len(checkpoint.steps_in(folder))
+    sizes = [checkpoint.bytes_of(state)] * max(1, keep + 1 - there)
+    if run.experiment.train.select == "best" and not there:
         sizes += [checkpoint.bytes_of(state.params)] * 2
-    checkpoint.check_room(folder, max(sizes), len(sizes))
+    checkpoint.check_room(folder, *sizes)
 
 
 def train(
