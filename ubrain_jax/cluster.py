@@ -371,7 +371,9 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        end(*explain(error))
+        # JAX's service ends with process 0, and then aborts the others: they may be
+        # about to tell the same error.
+        end(*explain(error), LINGER_SECONDS if is_first() else 0)
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -399,16 +401,13 @@ def is_lost_peer(error: BaseException | None) -> bool:
     return False
 
 
-def end(text: str, code: int) -> None:
+def end(text: str, code: int, linger: float = 0) -> None:
     """Prints to standard error and ends this process, without any cleaning up."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         if text:
             print(text, file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized() and is_first():
-        # JAX's service ends with this process, and aborts the others: they may be
-        # about to tell the same error.
-        time.sleep(LINGER_SECONDS)
+    time.sleep(linger)
     os._exit(code)
 
 
