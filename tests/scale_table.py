@@ -2,7 +2,6 @@
 
     python -m tests.scale_table --what=collectives   bytes of every collective, by mesh
     python -m tests.scale_table --what=memory        a table of 8 million rows, trained
-    python -m tests.scale_table --what=page          the tables of docs/scaling.md
 
 Eight devices of the CPU stand for eight accelerators. The program is the one that
 `train` runs; for `collectives` it is compiled for shapes alone, so a table of any size
@@ -283,12 +282,15 @@ def count_traffic(
     num_voxels: int,
     data: int,
     voxel: int,
+    *,
+    table: str = "dense",
 ) -> dict[str, int]:
     """Bytes that one device receives in a step, by what they are.
 
     Over "voxel": features of B / data images, (L, P, C) each, and in the backward
     pass sums over voxels, (L, P, C + E + 1) each. Over all: gradients of adapter and
-    head. Over "data": the dense gradient of the table, (S / voxel, rows, E).
+    head. Over "data": the gradient of the table, (S / voxel, rows, E) if dense, of
+    the drawn rows, (B, N / voxel, E), if "sparse".
     """
     images = experiment.data.batch_images // data
     taps, embed = len(experiment.backbone.taps), experiment.head.embed_dim
@@ -298,6 +300,10 @@ def count_traffic(
     )
     shape = encoder.table_shape(num_voxels, experiment.data.stripes, embed)
     one = 4 * images * taps * tokens
+    numbers = math.prod(shape) // voxel
+    if table == "sparse":
+        drawn = experiment.data.batch_images * experiment.data.voxels_per_image
+        numbers = drawn // voxel * embed
     several = data * voxel > 1
     return {
         "features": (voxel > 1) * one * channels,
@@ -305,7 +311,7 @@ def count_traffic(
         "gradient of adapter and head": several
         * 4
         * memory.shared_weights(experiment, geometry),
-        "gradient of the table": (data > 1) * 4 * math.prod(shape) // voxel,
+        "gradient of the table": (data > 1) * 4 * numbers,
     }
 
 
@@ -445,12 +451,12 @@ def main(argv: list[str]) -> None:
     what = flags.FLAGS.what
     if what == "collectives":
         print_collectives()
-    elif what == "memory":
+    else:
         print_memory(flags.FLAGS.rows, flags.FLAGS.embed_dim)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("what", "collectives", ["collectives", "memory", "page"], "")
+    flags.DEFINE_enum("what", "collectives", ["collectives", "memory"], "")
     flags.DEFINE_integer("rows", 8_000_000, "Rows of the table for --what=memory.")
     flags.DEFINE_integer("embed_dim", 16, "Numbers in each row, for --what=memory.")
     app.run(main)

@@ -8,8 +8,9 @@ import sys
 import jax
 import pytest
 
-from tests import scale_table
-from ubrain_jax import config, memory
+from configs import nsd8
+from tests import scale_table, scaling_page
+from ubrain_jax import config, experiments, main, memory
 from ubrain_jax.backbone import dinov2
 
 GIANT = dinov2.GEOMETRIES["dinov2-giant"]
@@ -109,3 +110,42 @@ def test_a_table_of_800_thousand_rows_trains_in_the_memory_foreseen():
         "planned": pytest.approx(1, abs=0.2),
         "measured": pytest.approx(1, abs=0.2),
     }
+
+
+PAGE = (pathlib.Path(__file__).parent.parent / "docs/scaling.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float32", "parts", "traffic"])
+def test_the_page_on_scaling_has_the_tables_that_the_formulas_give(name):
+    assert scaling_page.tables()[name] in PAGE
+
+
+def test_the_code_of_the_page_on_scaling_runs_and_prints_what_it_says(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(block, {})  # noqa: S102
+    said = re.search(r"print\(.*# (.*)", block)
+    assert said
+    assert capsys.readouterr().out == said[1] + "\n"
+
+
+def test_the_command_of_the_page_on_scaling_is_one_that_configs_accept():
+    """Its values for 64 devices, over the preset that it names."""
+    settings = nsd8.get_config()
+    flags = re.findall(r"--config\.(\w+)\.(\w+)=(\d+)", PAGE)
+    assert len(flags) == 5
+    settings.update_from_flattened_dict(
+        {f"{section}.{key}": int(value) for section, key, value in flags}
+    )
+    mesh = config.parse(settings).mesh
+    assert (mesh.data, mesh.voxel) == (1, 64)
+
+
+def test_the_command_says_what_a_step_needs_of_its_own_mesh(tiny):
+    experiment = tiny(data={"voxels_per_image": 20_000}, mesh={"data": 2, "voxel": 4})
+    run = experiments.prepare_run(experiment, jax.devices())
+    small = dinov2.GEOMETRIES["dinov2-small"]
+    needs = memory.predict(experiment, small, 60, 2, 4)
+    assert needs != memory.predict(experiment, small, 60, 4, 2)
+    line = main._memory(run)
+    assert line.startswith(f"a step needs about {needs.total / 1e9:.2f} GB on each")
+    assert f"head {needs.head / 1e9:.2f})" in line

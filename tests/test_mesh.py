@@ -52,6 +52,7 @@ def alone(tiny, uneven):
     return steps_on(tiny, uneven, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_sample_has_padding_and_voxels_of_every_subject(alone):
     weight = np.concatenate([batch.weight for batch in alone[1]])
     assert set(np.unique(weight)) == {0.0, 1.0}
@@ -90,7 +91,7 @@ SMALL = {
     "backbone": {
         "name": "",
         "weights": "random",
-        "taps": (1, 2),
+        "taps": (1,),
         "image_px": 28,
         "dtype": "float32",
     },

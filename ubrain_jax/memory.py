@@ -111,7 +111,8 @@ def predict(
     if table == "dense":
         embeddings = 16 * rows * embed
     else:
-        embeddings = 12 * rows * embed + 4 * rows + 4 * images * voxels * embed
+        drawn = settings.batch_images * voxels  # of all images, summed over "data"
+        embeddings = 12 * rows * embed + 4 * rows + 4 * drawn * embed
     shapes = dinov2.shapes(
         geometry, experiment.backbone.taps[-1], experiment.backbone.image_px
     )
