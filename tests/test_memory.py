@@ -67,13 +67,15 @@ def test_what_a_device_holds_falls_with_the_axis_that_splits_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "size", "changes"),
+    ("mesh", "size", "rows", "changes"),
     [
-        ((2, 4), "large", {"head": {"embed_dim": 128, "channels": 64}}),
-        ((1, 8), "giant", {"backbone": {"remat": "full"}}),
+        ((2, 4), "large", 100_000, {"head": {"embed_dim": 128, "channels": 64}}),
+        ((1, 8), "giant", 100_000, {"backbone": {"remat": "full"}}),
+        # The gradient of the table is larger than all that the backward pass keeps.
+        ((8, 1), "small", 2_000_000, {}),
     ],
 )
-def test_the_prediction_is_within_a_fifth_of_what_xla_plans(mesh, size, changes):
+def test_the_prediction_is_within_a_tenth_of_what_xla_plans(mesh, size, rows, changes):
     """For real sizes, compiled for shapes; float32, the only type that a CPU has."""
     geometry = dinov2.GEOMETRIES[f"dinov2-{size}"]
     taps = {"name": "", "weights": "random", "taps": (1, 3, 6, 9, 12)}
@@ -83,11 +85,11 @@ def test_the_prediction_is_within_a_fifth_of_what_xla_plans(mesh, size, changes)
         "head": {"dtype": "float32", **changes.get("head", {})},
     }
     experiment = scale_table.settings(mesh, **changes)
-    run = scale_table.shapes_of_run(experiment, geometry, 100_000)
+    run = scale_table.shapes_of_run(experiment, geometry, rows)
     planned = scale_table.peak(scale_table.compile_step(run))
-    predicted = memory.predict(experiment, geometry, 100_000, *mesh).total
+    predicted = memory.predict(experiment, geometry, rows, *mesh).total
     print(f"{size} {mesh}: predicted {predicted / planned:.3f} of the plan")
-    assert predicted == pytest.approx(planned, rel=0.2)
+    assert predicted == pytest.approx(planned, rel=0.1)
 
 
 @pytest.mark.slow

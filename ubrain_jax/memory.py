@@ -22,7 +22,8 @@ class Memory(NamedTuple):
     """Bytes on one device.
 
     Attributes:
-        table: Embeddings, their two moments, their gradient.
+        table: Embeddings, their two moments, their gradient; over "data" the sum of
+            the dense gradient beside it, as far as the backward pass left no room.
         shared: Adapter and head: the same four.
         frozen: Weights of the backbone, up to the last tap.
         batch: Pictures, voxels, responses and weights of a step.
@@ -80,7 +81,7 @@ def predict(
     Table: 4 arrays of (S / voxel, rows, E) float32; with the row-sparse optimiser 3,
     4 bytes a row and the gradients of the drawn rows. Backbone: B / (data voxel)
     images. Head: B / data images with N / voxel voxels each. What they keep stands in
-    `_backbone_bytes` and `_head_bytes`; XLA's plan for the CPU agrees within 10 %
+    `_backbone_bytes` and `_head_bytes`; XLA's plan for the CPU agrees within 4 %
     (docs/scaling.md).
 
     Args:
@@ -122,13 +123,18 @@ def predict(
         for name, shape in shapes.items()
     )
     pixels = 3 * experiment.backbone.image_px**2
+    backbone = images // voxel * _backbone_bytes(experiment, geometry)
+    kept = images * _head_bytes(experiment, geometry, voxels)
+    if table == "dense" and data > 1:
+        # What is kept is free again when the gradient is summed.
+        embeddings += max(0, 4 * rows * embed - backbone - kept)
     return Memory(
         table=embeddings,
         shared=16 * shared_weights(experiment, geometry),
         frozen=frozen,
         batch=images // voxel * pixels + 12 * images * voxels,
-        backbone=images // voxel * _backbone_bytes(experiment, geometry),
-        head=images * _head_bytes(experiment, geometry, voxels),
+        backbone=backbone,
+        head=kept,
     )
 
 
@@ -174,7 +180,7 @@ def _head_bytes(
     tokens, c, e = _tokens(experiment, geometry), settings.channels, settings.embed_dim
     hidden = settings.mlp_ratio * c
     # Attention of a tap, the MLP's hidden layer, its channels; the embedding.
-    pair = taps * (2 * tokens + 5 * hidden + 11 * c) + 2 * e
+    pair = taps * (2 * tokens + 3 * hidden + 11 * c) + 2 * e
     # Keys, their product with the query's kernel, features, and gradients.
     image = taps * tokens * (3 * e + 3 * c)
     return 4 * (voxels * pair + image)
