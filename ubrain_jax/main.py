@@ -29,6 +29,7 @@ from ubrain_jax import (
     errors,
     evaluate,
     experiments,
+    memory,
     optim,
     train,
     watch,
@@ -108,6 +109,7 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
         f"{frozen:,} frozen weights; mesh {dict(run.mesh.shape)}",
         flush=True,
     )
+    print(_memory(run), flush=True)
     if _MODE.value == "train":
         try:
             state = train.train(run, str(workdir))
@@ -138,6 +140,18 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
         print(f"note: {line}")
     print(f"report: {os.path.join(workdir, 'report.html')}")
     return 0
+
+
+def _memory(run: experiments.Run) -> str:
+    """What a step needs, before it is compiled: a line for the terminal."""
+    needs = memory.predict(
+        run.experiment,
+        run.provenance.geometry,
+        run.stores.num_voxels,
+        **run.mesh.shape,
+    )
+    parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in needs._asdict().items())
+    return f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts})"
 
 
 if __name__ == "__main__":
