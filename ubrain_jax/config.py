@@ -116,6 +116,9 @@ class Train:
     # The weights that are evaluated: of the 'last' step, or of the 'best' validation
     # (highest mean over subjects of the median correlation).
     select: str = "last"
+    # Workdir of a run whose weights a new one begins with: the shared ones, and the
+    # embeddings of subjects of the same name. Empty: random ones.
+    init_from: str = ""
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
     log_every_steps: int = 50
@@ -272,6 +275,7 @@ def without_folders(experiment: Experiment) -> dict[str, Any]:
     values = to_dict(experiment)
     values["data"]["crowd"] = [os.path.basename(p) for p in experiment.data.crowd]
     values["backbone"]["weights"] = os.path.basename(experiment.backbone.weights)
+    values["train"]["init_from"] = os.path.basename(experiment.train.init_from)
     return values
 
 

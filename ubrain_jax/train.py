@@ -32,9 +32,11 @@ from ubrain_jax import (
     errors,
     evaluate,
     experiments,
+    frozen,
     losses,
     optim,
     sharding,
+    warmstart,
     watch,
     whole,
 )
@@ -265,6 +267,11 @@ def restored(
     if latest is not None:
         check_resumable(checkpoint.read_meta(manager.directory, latest), run, workdir)
         state = checkpoint.restore(manager, latest, state)
+    elif run.experiment.train.init_from:
+        trained = frozen.read_encoder(run.experiment.train.init_from)
+        params, lines = warmstart.begin(run, state.params, trained)
+        state = state._replace(params=params)
+        print("\n".join(lines), flush=True)
     return manager, state, places
 
 
@@ -469,8 +476,21 @@ def _write_trained_on(run: experiments.Run, workdir: str) -> None:
     rows = np.flatnonzero(used)
     content = crowd.picture_hashes(run.stores)
     table = {run.stores.image_id[r]: content[r] for r in rows}
+    if run.experiment.train.init_from:
+        table |= _seen_before(run.experiment.train.init_from, table)
     text = json.dumps({"image_sha256": table}) + "\n"
     whole.write_text(path, text)
+
+
+def _seen_before(workdir: str, table: dict[str, str]) -> dict[str, str]:
+    """Pictures that shaped the weights a run began with: they shape its own."""
+    seen = frozen.pictures_of(workdir)
+    if seen is None:
+        print(f"note: {workdir} has no trained_on.json: its pictures are not known")
+    return {
+        (i if table.get(i, digest) == digest else f"{i} of {workdir}"): digest
+        for digest, i in (seen or {}).items()
+    }
 
 
 def _in_words(scores: dict[str, float | None]) -> str:
