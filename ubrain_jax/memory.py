@@ -173,14 +173,15 @@ def _head_bytes(
 ) -> int:
     """Kept for the backward pass of one image with its voxels, in float32.
 
-    The numbers of arrays are those that fit XLA's plan for the CPU, where all taps
-    are kept at once: with `head.remat` too.
+    The numbers of arrays are those that fit XLA's plan for the CPU. With `head.remat`
+    one tap is kept at a time.
     """
     settings, taps = experiment.head, len(experiment.backbone.taps)
     tokens, c, e = _tokens(experiment, geometry), settings.channels, settings.embed_dim
     hidden = settings.mlp_ratio * c
     # Attention of a tap, the MLP's hidden layer, its channels; the embedding.
-    pair = taps * (2 * tokens + 3 * hidden + 11 * c) + 2 * e
-    # Keys, their product with the query's kernel, features, and gradients.
-    image = taps * tokens * (3 * e + 3 * c)
+    kept = 1 if settings.remat else taps
+    pair = kept * (2 * tokens + 3 * hidden + 11 * c) + 2 * e
+    # Keys and their product with the query's kernel; features; and gradients.
+    image = tokens * (kept * 3 * e + taps * 3 * c)
     return 4 * (voxels * pair + image)
