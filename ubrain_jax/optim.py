@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ubrain_jax import config, rowsparse
@@ -54,29 +55,67 @@ def table_kind(
     return "sparse" if rows > SPARSE_ABOVE else "dense"
 
 
-def take_apart(state: Any) -> tuple[rowsparse.Rows, Any, Any]:
-    """Of a state: the table with its moments, the other weights, their optimiser state.
+def with_last(state: Any) -> Any:
+    """A state of `make` made one of a sparse table: every row is at the state's step.
 
-    Args:
-        state: With params, optimiser (of `make`) and last.
+    The note of each row's last step stands behind the optimiser's state, under the
+    name that is striped as the table is.
     """
+    rows = jnp.full(state.params["table"].shape[:2], state.step, jnp.int32)
+    return state._replace(optimiser=(*state.optimiser, {"table": rows}))
 
-    def rest(tree: Any) -> Any:
-        return {name: leaf for name, leaf in tree.items() if name != "table"}
 
-    adam, schedule = state.optimiser
-    table = rowsparse.Rows(
-        state.params["table"], adam.mu["table"], adam.nu["table"], state.last
+def saved(state: Any) -> Any:
+    """What a checkpoint holds of a settled state: the same for both kinds of table."""
+    return state._replace(optimiser=state.optimiser[:2])
+
+
+def restored(saved: Any, like: Any) -> Any:
+    """What `saved` kept, as a state of the kind and places of `like`."""
+    if len(like.optimiser) == 2:
+        return saved
+    last = like.optimiser[2]["table"]
+    # Where it lies, and nowhere else first.
+    full = jax.jit(
+        lambda step: jnp.full(last.shape, step, jnp.int32), out_shardings=last.sharding
     )
-    adam = adam._replace(mu=rest(adam.mu), nu=rest(adam.nu))
-    return table, rest(state.params), (adam, schedule)
+    rows = {"table": full(saved.step)}
+    return saved._replace(optimiser=(*saved.optimiser, rows))
+
+
+def take_apart(state: Any) -> tuple[rowsparse.Rows, Any, Any]:
+    """Of a state with a sparse table: the table; the other weights; their optimiser."""
+    adam, schedule, last = state.optimiser
+    table = rowsparse.Rows(
+        state.params["table"], adam.mu["table"], adam.nu["table"], last["table"]
+    )
+    rest = [without_table(t) for t in (state.params, adam.mu, adam.nu)]
+    return table, rest[0], (adam._replace(mu=rest[1], nu=rest[2]), schedule)
 
 
 def put_together(state: Any, table: rowsparse.Rows, rest: Any, optimiser: Any) -> Any:
     """The state with new parts, as `take_apart` gives them."""
     adam, schedule = optimiser
     adam = adam._replace(
-        mu={**adam.mu, "table": table.mean}, nu={**adam.nu, "table": table.square}
+        mu=with_table(adam.mu, table.mean), nu=with_table(adam.nu, table.square)
     )
-    params = {**rest, "table": table.values}
-    return state._replace(params=params, optimiser=(adam, schedule), last=table.last)
+    return state._replace(
+        params=with_table(rest, table.values),
+        optimiser=(adam, schedule, {"table": table.last}),
+    )
+
+
+def without_table(tree: Any) -> Any:
+    """A tree of the weights with None for the table."""
+
+    def keep(path: Any, leaf: Any) -> Any:
+        return None if getattr(path[0], "key", None) == "table" else leaf
+
+    return jax.tree_util.tree_map_with_path(keep, tree)
+
+
+def with_table(rest: Any, table: Any) -> Any:
+    """What `without_table` left, with a table."""
+    return jax.tree.map(
+        lambda leaf: table if leaf is None else leaf, rest, is_leaf=lambda x: x is None
+    )

@@ -177,7 +177,9 @@ def catch_up(replay: Replay, weights: jax.Array, step: jax.Array, rows: Rows) ->
         rows.values - rows.mean * push,
         rows.mean * B1**missed,
         rows.square * B2**missed,
-        jnp.full_like(rows.last, step),
+        # Not the step alone: what is written must follow from what was read, or XLA
+        # orders the write first and copies the whole of `last` for the reading.
+        jnp.maximum(rows.last, step),
     )
 
 
@@ -188,8 +190,8 @@ def update(replay: Replay, step: jax.Array, rows: Rows, gradient: jax.Array) -> 
     square = (1 - B2) * gradient**2 + B2 * rows.square
     mean_hat = mean / (1 - B1**count).astype(jnp.float32)
     square_hat = square / (1 - B2**count).astype(jnp.float32)
-    change = -replay.rate(step) * mean_hat / (jnp.sqrt(square_hat) + EPS)
-    return Rows(rows.values + change, mean, square, jnp.full_like(rows.last, count))
+    change = -jnp.asarray(replay.rate(step)) * mean_hat / (jnp.sqrt(square_hat) + EPS)
+    return Rows(rows.values + change, mean, square, jnp.maximum(rows.last, count))
 
 
 class Read(NamedTuple):
@@ -249,7 +251,7 @@ def look_up(values: jax.Array, slot: jax.Array) -> jax.Array:
 
 
 def write(table: Rows, row: jax.Array, rows: Rows) -> Rows:
-    """Puts rows (S, D, E) back where `read` took them from."""
+    """Puts rows (S, D, E) back where `read` took them from, in place if donated."""
 
     def one(stripe, row, new):
         return stripe.at[row].set(

@@ -39,21 +39,11 @@ from ubrain_jax.model import encoder
 
 
 class State(NamedTuple):
-    """Everything that training changes; all of it is in a checkpoint.
-
-    Attributes:
-        step: () int32, steps done.
-        params: Trainable weights.
-        optimiser: Of optax.adam.
-        last: (S, rows) int32, the step up to which each row of the table and its
-            moments are kept, where optim.table is sparse; not in a checkpoint, which
-            holds what `settled` makes of the state. None where it is dense.
-    """
+    """Everything that training changes; `optim.saved` of it is in a checkpoint."""
 
     step: jax.Array
     params: Any
     optimiser: Any
-    last: Any = None
 
 
 def loss_of_batch(
@@ -62,7 +52,7 @@ def loss_of_batch(
     key: jax.Array | None,
     mesh: jax.sharding.Mesh,
     settings: config.Loss,
-    embeddings: jax.Array | None = None,
+    embeddings: Any = None,
 ) -> jax.Array:
     """Mean over the pictures of a batch of their loss over their sampled voxels.
 
@@ -182,7 +172,7 @@ def _sparse(
     rows = rowsparse.catch_up(replay, late, state.step, read.rows)
 
     def of_parts(rest, values):
-        params = {**rest, "table": table.values}  # not read
+        params = optim.with_table(rest, table.values)  # which is not read
         return loss(params, rowsparse.look_up(values, read.slot))
 
     both = jax.value_and_grad(of_parts, (0, 1))
@@ -237,20 +227,14 @@ def _start(
     step = jnp.zeros((), jnp.int32)
     state = State(step, params, optimiser.init(params))
     kind = optim.table_kind(run.experiment, run.stores.num_voxels, run.mesh)
-    if kind == "dense":
-        return state
-    rows = state.params["table"].shape[:2]
-    return state._replace(last=jnp.zeros(rows, jnp.int32))
+    return optim.with_last(state) if kind == "sparse" else state
 
 
 def _places(run: experiments.Run, optimiser: optax.GradientTransformation) -> State:
     """Sharding of each leaf of the state."""
     make = functools.partial(_start, run, optimiser)
     shapes = jax.eval_shape(make, run.parts.trainable)
-    places = encoder.placements(shapes, run.mesh)
-    if shapes.last is None:
-        return places
-    return places._replace(last=sharding.place(run.mesh, sharding.TABLE))
+    return encoder.placements(shapes, run.mesh)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: batches.Batch) -> batches.Batch:
@@ -337,13 +321,8 @@ def restored(
     latest = manager.latest_step()
     if latest is not None:
         check_resumable(checkpoint.read_meta(manager, latest), run, workdir)
-        # One kind of checkpoint, whatever updates the table.
-        last, state = state.last, state._replace(last=None)
-        state = checkpoint.restore(manager, latest, state)
-        if last is not None:
-            rows = functools.partial(jnp.full, last.shape, dtype=jnp.int32)
-            last = jax.jit(rows, out_shardings=places.last)(state.step)
-        state = state._replace(last=last)
+        saved = checkpoint.restore(manager, latest, optim.saved(state))
+        state = optim.restored(saved, state)
     return manager, state, places
 
 
@@ -449,7 +428,7 @@ def train(
                 check(loss, done)
                 state = programs.settled(state)
                 _check_params(state, done, manager)
-                checkpoint.save(manager, done, state._replace(last=None), meta)
+                checkpoint.save(manager, done, optim.saved(state), meta)
         manager.wait_until_finished()
     return state
 
