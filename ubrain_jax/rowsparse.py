@@ -19,7 +19,9 @@ all terms after REACH are together below 73 r^REACH = 2^-24 of the rate: they ar
 out, and only the decay of the moments goes on.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -261,22 +263,76 @@ def write(table: Rows, row: jax.Array, rows: Rows) -> Rows:
     return Rows(*(jax.vmap(one)(a, row, b) for a, b in zip(table, rows, strict=True)))
 
 
-def settle(replay: Replay, step: jax.Array, table: Rows, chunk: int = 1024) -> Rows:
-    """The whole table (S, rows, E) after `step`, `chunk` rows of a stripe at a time."""
-    num_rows = table.last.shape[1]
+def settle_programs(
+    replay: Replay, place: jax.sharding.NamedSharding, chunk: int = 1024
+) -> tuple[Any, Any]:
+    """The two programs of `make_settle`: of the values, and of the moments."""
+    # Two programs: nothing orders the writing of the moments behind their reading for
+    # the values, so in one XLA would copy them whole.
+    move = jax.jit(
+        functools.partial(_settled_values, replay, chunk),
+        donate_argnums=0,
+        out_shardings=place,
+    )
+    return move, jax.jit(_settled_moments, donate_argnums=(0, 1), out_shardings=place)
+
+
+def make_settle(
+    replay: Replay, place: jax.sharding.NamedSharding, chunk: int = 1024
+) -> Callable[[jax.Array, Rows], Rows]:
+    """(step, table) -> the table with every row at `step`; the old one is donated.
+
+    Args:
+        replay: From `make`.
+        place: Of the table (S, rows, E).
+        chunk: Rows of a stripe at a time, which bounds the memory.
+    """
+    move, decay = settle_programs(replay, place, chunk)
+
+    def settle(step: jax.Array, table: Rows) -> Rows:
+        values, mean, square, last = table
+        values = move(values, mean, square, last, step)
+        return Rows(values, *decay(mean, square, last, step))
+
+    return settle
+
+
+def _settled_values(
+    replay: Replay,
+    chunk: int,
+    values: jax.Array,
+    mean: jax.Array,
+    square: jax.Array,
+    last: jax.Array,
+    step: jax.Array,
+) -> jax.Array:
+    """Values of the whole table after `step`."""
+    num_rows = last.shape[1]
     chunk = min(chunk, num_rows)
     weights = recent(replay, step)
 
-    def part(k, table):
-        # The last part overlaps the one before; rows at `step` stay as they are.
+    def part(k: jax.Array, carry: tuple) -> tuple:
+        values, done = carry
+        # The last part overlaps the one before, whose rows are not moved again.
         start = jnp.minimum(k * chunk, num_rows - chunk)
-        rows = Rows(*(jax.lax.dynamic_slice_in_dim(a, start, chunk, 1) for a in table))
-        rows = catch_up(replay, weights, step, rows)
-        return Rows(
+        rows = Rows(
             *(
-                jax.lax.dynamic_update_slice_in_dim(a, b, start, 1)
-                for a, b in zip(table, rows, strict=True)
+                jax.lax.dynamic_slice_in_dim(a, start, chunk, 1)
+                for a in (values, mean, square, last)
             )
         )
+        moved = catch_up(replay, weights, step, rows).values
+        new = (start + jnp.arange(chunk) >= done)[:, None]
+        moved = jnp.where(new, moved, rows.values)
+        values = jax.lax.dynamic_update_slice_in_dim(values, moved, start, 1)
+        return values, start + chunk
 
-    return jax.lax.fori_loop(0, -(-num_rows // chunk), part, table)
+    return jax.lax.fori_loop(0, -(-num_rows // chunk), part, (values, 0))[0]
+
+
+def _settled_moments(
+    mean: jax.Array, square: jax.Array, last: jax.Array, step: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Moments of the whole table after `step`, and the note that they are there."""
+    missed = (step - last)[..., None].astype(jnp.float32)
+    return mean * B1**missed, square * B2**missed, jnp.full_like(last, step)

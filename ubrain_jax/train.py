@@ -98,7 +98,7 @@ def compile_run(run: experiments.Run) -> Programs:
     places = _places(run, optimiser)
     return Programs(
         _compile_step(run, optimiser, places),
-        make_settled(run, places),
+        make_settled(run),
         evaluate.Predictor(run),
     )
 
@@ -193,7 +193,7 @@ def _replay(run: experiments.Run) -> rowsparse.Replay | None:
     return rowsparse.make(optim.learning_rate(experiment.optim, steps), steps)
 
 
-def make_settled(run: experiments.Run, places: State) -> Callable[[State], State]:
+def make_settled(run: experiments.Run) -> Callable[[State], State]:
     """state -> the state in which no row of the table is behind (donated).
 
     It has the weights and moments of dense Adam; to be called before weights are
@@ -202,13 +202,13 @@ def make_settled(run: experiments.Run, places: State) -> Callable[[State], State
     replay = _replay(run)
     if replay is None:
         return lambda state: state
+    settle = rowsparse.make_settle(replay, sharding.place(run.mesh, sharding.TABLE))
 
     def settled(state: State) -> State:
         table, rest, moments = optim.take_apart(state)
-        table = rowsparse.settle(replay, state.step, table)
-        return optim.put_together(state, table, rest, moments)
+        return optim.put_together(state, settle(state.step, table), rest, moments)
 
-    return jax.jit(settled, donate_argnums=0, out_shardings=places)
+    return settled
 
 
 def initial_state(
