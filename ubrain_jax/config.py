@@ -102,6 +102,10 @@ class Optim:
     schedule: str = "constant"
     # Steps of linear increase from 0.
     warmup_steps: int = 0
+    # Update of the voxel table: 'dense' reads and writes every row in every step,
+    # 'sparse' the rows of the batch; the numbers are the same but for rounding.
+    # 'auto': sparse where a device holds more than `optim.SPARSE_ABOVE` rows.
+    table: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +163,8 @@ class Experiment:
 
 
 # Keys that may differ when a run is resumed: they change no number of the training,
-# but for rounding (mesh) and a schedule that falls to the last step (steps, epochs),
-# which `train.check_resumable` looks at.
+# but for rounding (mesh, optim.table) and a schedule that falls to the last step
+# (steps, epochs), which `train.check_resumable` looks at.
 RESUMABLE = (
     "train.steps",
     "train.epochs",
@@ -170,6 +174,7 @@ RESUMABLE = (
     "train.log_every_steps",
     "train.watchdog_seconds",
     "data.read_threads",
+    "optim.table",
     "mesh.data",
     "mesh.voxel",
     "evaluate.batch_images",
@@ -392,6 +397,7 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
                 ("loss.kind", e.loss.kind, ("paper", "released")),
                 ("optim.schedule", e.optim.schedule, ("constant", "cosine")),
+                ("optim.table", e.optim.table, ("auto", "dense", "sparse")),
                 ("train.select", e.train.select, ("last", "best")),
             )
         ),

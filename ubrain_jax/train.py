@@ -35,6 +35,7 @@ from ubrain_jax import (
     frozen,
     losses,
     optim,
+    rowsparse,
     sharding,
     warmstart,
     watch,
@@ -44,7 +45,7 @@ from ubrain_jax.model import encoder
 
 
 class State(NamedTuple):
-    """Everything that training changes; all of it is in a checkpoint."""
+    """Everything that training changes; `optim.saved` of it is in a checkpoint."""
 
     step: jax.Array
     params: Any
@@ -57,6 +58,7 @@ def loss_of_batch(
     key: jax.Array | None,
     mesh: jax.sharding.Mesh,
     settings: config.Loss,
+    embeddings: Any = None,
 ) -> jax.Array:
     """Mean over the pictures of a batch of their loss over their sampled voxels.
 
@@ -66,12 +68,14 @@ def loss_of_batch(
         key: For dropout; None: without.
         mesh: For the places of what travels.
         settings: Loss weights.
+        embeddings: Of the voxels of the batch (B, S, n, E); None: from the table.
     """
     constrain = jax.lax.with_sharding_constraint
     pictures = constrain(batch.image, sharding.place(mesh, sharding.IMAGES))
     features = model.features(pictures)
     features = constrain(features, sharding.place(mesh, sharding.FEATURES))
-    embeddings = model.embeddings(batch.voxel)  # (B, S, n, E)
+    if embeddings is None:
+        embeddings = model.embeddings(batch.voxel)  # (B, S, n, E)
     embeddings = constrain(embeddings, sharding.place(mesh, sharding.SAMPLES))
     size = batch.voxel.shape[0]
     keys = None if key is None else jax.random.split(key, size)
@@ -88,6 +92,7 @@ class Programs(NamedTuple):
     """Compiled pieces that runs of one shape share: all but pictures and seed."""
 
     step: Callable[..., tuple[State, jax.Array]]
+    settled: Callable[[State], State]
     predictor: evaluate.Predictor
 
 
@@ -97,7 +102,11 @@ def compile_run(run: experiments.Run) -> Programs:
     steps = total_steps(run.experiment, run.stores)
     optimiser = optim.make(run.experiment.optim, steps)
     places = _places(run, optimiser)
-    return Programs(_compile_step(run, optimiser, places), evaluate.Predictor(run))
+    return Programs(
+        _compile_step(run, optimiser, places),
+        make_settled(run),
+        evaluate.Predictor(run),
+    )
 
 
 def make_step(
@@ -122,17 +131,20 @@ def _compile_step(
     """(state, frozen weights, batch, seed) -> (state, loss): one for all seeds."""
     experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
 
+    replay = _replay(run)
+
     def step(state: State, frozen: Any, batch: batches.Batch, root: Any):
         key = jax.random.fold_in(jax.random.key(root), state.step)
 
-        def loss(params):
+        def loss(params, embeddings=None):
             model = nnx.merge(graph, params, frozen)
-            return loss_of_batch(model, batch, key, mesh, experiment.loss)
+            return loss_of_batch(model, batch, key, mesh, experiment.loss, embeddings)
 
-        value, gradient = jax.value_and_grad(loss)(state.params)
-        updates, moments = optimiser.update(gradient, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, moments), value
+        if replay is None:
+            state, value = _dense(optimiser, state, loss)
+        else:
+            state, value = _sparse(optimiser, replay, state, loss, batch.voxel, mesh)
+        return state._replace(step=state.step + 1), value
 
     return jax.jit(
         step,
@@ -141,23 +153,92 @@ def _compile_step(
     )
 
 
+def _dense(
+    optimiser: optax.GradientTransformation, state: State, loss: Callable
+) -> tuple[State, jax.Array]:
+    """All weights after a step, and the loss before it."""
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    updates, moments = optimiser.update(gradient, state.optimiser, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(params=params, optimiser=moments), value
+
+
+def _sparse(
+    optimiser: optax.GradientTransformation,
+    replay: rowsparse.Replay,
+    state: State,
+    loss: Callable,
+    voxel: jax.Array,
+    mesh: jax.sharding.Mesh,
+) -> tuple[State, jax.Array]:
+    """As `_dense`, but of the table only the rows of `voxel` (B, S, n) are touched."""
+    table, rest, moments = optim.take_apart(state)
+    read = rowsparse.read(table, voxel, mesh)
+    late = rowsparse.recent(replay, state.step)
+    rows = rowsparse.catch_up(replay, late, state.step, read.rows)
+
+    def of_parts(rest, values):
+        params = optim.with_table(rest, table.values)  # which is not read
+        return loss(params, rowsparse.look_up(values, read.slot))
+
+    both = jax.value_and_grad(of_parts, (0, 1))
+    value, (gradient, of_rows) = both(rest, rows.values)
+    rows = rowsparse.update(replay, state.step, rows, of_rows)
+    table = rowsparse.write(table, read.row, rows)
+    updates, moments = optimiser.update(gradient, moments, rest)
+    rest = optax.apply_updates(rest, updates)
+    return optim.put_together(state, table, rest, moments), value
+
+
+def _replay(run: experiments.Run) -> rowsparse.Replay | None:
+    """What a sparse table needs of the schedule; None where the table is dense."""
+    experiment = run.experiment
+    if optim.table_kind(experiment, run.stores.num_voxels, run.mesh) == "dense":
+        return None
+    steps = total_steps(experiment, run.stores)
+    return rowsparse.make(optim.learning_rate(experiment.optim, steps), steps)
+
+
+def make_settled(run: experiments.Run) -> Callable[[State], State]:
+    """state -> the state in which no row of the table is behind (donated).
+
+    It has the weights and moments of dense Adam; to be called before weights are
+    evaluated, saved or returned.
+    """
+    replay = _replay(run)
+    if replay is None:
+        return lambda state: state
+    settle = rowsparse.make_settle(replay, sharding.place(run.mesh, sharding.TABLE))
+
+    def settled(state: State) -> State:
+        table, rest, moments = optim.take_apart(state)
+        return optim.put_together(state, settle(state.step, table), rest, moments)
+
+    return settled
+
+
 def initial_state(
     run: experiments.Run, optimiser: optax.GradientTransformation
 ) -> tuple[State, State]:
     """State before the first step, and the sharding of each of its leaves."""
 
     places = _places(run, optimiser)
-    make = functools.partial(_start, optimiser)
+    make = functools.partial(_start, run, optimiser)
     return jax.jit(make, out_shardings=places)(run.parts.trainable), places
 
 
-def _start(optimiser: optax.GradientTransformation, params: Any) -> State:
-    return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+def _start(
+    run: experiments.Run, optimiser: optax.GradientTransformation, params: Any
+) -> State:
+    step = jnp.zeros((), jnp.int32)
+    state = State(step, params, optimiser.init(params))
+    kind = optim.table_kind(run.experiment, run.stores.num_voxels, run.mesh)
+    return optim.with_last(state) if kind == "sparse" else state
 
 
 def _places(run: experiments.Run, optimiser: optax.GradientTransformation) -> State:
     """Sharding of each leaf of the state."""
-    make = functools.partial(_start, optimiser)
+    make = functools.partial(_start, run, optimiser)
     shapes = jax.eval_shape(make, run.parts.trainable)
     return encoder.placements(shapes, run.mesh)
 
@@ -266,7 +347,8 @@ def restored(
     _check_room(run, manager.directory, state, keep)
     if latest is not None:
         check_resumable(checkpoint.read_meta(manager.directory, latest), run, workdir)
-        state = checkpoint.restore(manager, latest, state)
+        saved = checkpoint.restore(manager, latest, optim.saved(state))
+        state = optim.restored(saved, state)
     elif run.experiment.train.init_from:
         trained = frozen.read_encoder(run.experiment.train.init_from)
         params, lines = warmstart.begin(run, state.params, trained)
@@ -385,6 +467,7 @@ def train(
                 shown, since = now, done
             if settings.eval_every_steps and done % settings.eval_every_steps == 0:
                 watch.alive(f"validation after step {done}")
+                state = programs.settled(state)
                 scores = evaluate.validate(predictor, state.params)
                 if scores:
                     log.write(step=done, loss=float(loss), **scores)
@@ -397,8 +480,9 @@ def train(
             if done % settings.checkpoint_every_steps == 0 or last:
                 check(loss, done)
                 watch.alive(f"saving step {done}")
+                state = programs.settled(state)
                 _check_params(state, done, manager)
-                checkpoint.save(manager, done, state, meta)
+                checkpoint.save(manager, done, optim.saved(state), meta)
                 watch.alive(f"step {done + 1}")
             if stopping:
                 watch.alive(f"saving step {done}")
