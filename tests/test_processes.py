@@ -19,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, tiny_dict):
-    """Twelve steps, each logged and saved, on eight stripes."""
+    """Ten steps, each logged and saved, on eight stripes."""
     settings = tiny_dict(
         data={"stripes": 8},
         backbone={"taps": (1,)},
         train={
-            "steps": 12,
-            "eval_every_steps": 6,
+            "steps": 10,
+            "eval_every_steps": 5,
             "checkpoint_every_steps": 1,
             "log_every_steps": 1,
             "select": "best",
@@ -88,12 +88,17 @@ def whole(config, tmp_path_factory):
     def make(data, voxel):
         if (data, voxel) not in done:
             workdir = tmp_path_factory.mktemp("whole") / "run"
-            with pair(config, workdir, *on_mesh(data, voxel)) as run:
+            # Stopped and resumed below: saved as often as those it is compared with.
+            every = 1 if (data, voxel) == (2, 4) else 10
+            often = f"--config.train.checkpoint_every_steps={every}"
+            with pair(config, workdir, often, *on_mesh(data, voxel)) as run:
                 assert run.codes() == [0, 0], run.told()
             assert "report: " in run.out(0)
             assert f"mesh {{'data': {data}, 'voxel': {voxel}}}" in run.out(0)
-            said = [x for x in run.out(1).splitlines() if "Gloo" not in x]
-            assert said == []
+            # The runtime prints on all; this program on the first alone.
+            assert not [
+                x for x in ("mesh {", "note:", "step", "r / ceil") if x in run.out(1)
+            ]
             done[data, voxel] = workdir
         return done[data, voxel]
 
@@ -103,7 +108,7 @@ def whole(config, tmp_path_factory):
 @pytest.mark.parametrize(("data", "voxel"), [(2, 4), (1, 8), (8, 1)])
 def test_two_processes_give_the_losses_and_scores_of_one(alone, whole, data, voxel):
     workdir = whole(data, voxel)
-    assert len(losses(alone)) == 12
+    assert len(losses(alone)) == 10
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
     np.testing.assert_allclose(scores(workdir), scores(alone), rtol=0, atol=1e-5)
     written = {p.name for p in workdir.iterdir()} - {"told"}
@@ -122,8 +127,8 @@ def test_a_signal_to_one_and_the_death_of_another_lose_no_number(
         assert run.codes(60) == [errors.EXIT_RESTART] * 2, run.told()
         assert "SIGTERM: saving after this step" in run.err(1)
     saved = max(steps_of(workdir))
-    assert 2 <= saved < 12
-    assert f"saved step {saved} of 12; the same command goes on" in run.out(0)
+    assert 2 <= saved < 10
+    assert f"saved step {saved} of 10; the same command goes on" in run.out(0)
     with pair(config, workdir, *on_mesh(2, 4)) as run:
         wait_for_lines(log, log.read_text().count("\n") + 1, run)
         began = time.monotonic()
@@ -133,7 +138,7 @@ def test_a_signal_to_one_and_the_death_of_another_lose_no_number(
         assert code == errors.EXIT_RESTART, run.told()
         assert took < 15
     print(f"stopped at {saved}; the other ended {took:.1f} s after the death")
-    assert f"resuming at step {saved} of 12" in run.out(0)
+    assert f"resuming at step {saved} of 10" in run.out(0)
     with pair(config, workdir, *on_mesh(2, 4)) as run:
         assert run.codes() == [0, 0], run.told()
     unbroken = whole(2, 4)
@@ -193,14 +198,13 @@ def test_a_process_that_waits_in_vain_ends(config, tmp_path, process, said):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_process_saves_on_a_signal_and_goes_on(config, tmp_path, alone, number):
+def test_one_process_saves_on_a_signal_and_goes_on(config, tmp_path, alone):
     workdir = tmp_path / "run"
     with Started([command(config, workdir)], tmp_path / "told", devices=0) as run:
         wait_for_lines(workdir / "metrics.jsonl", 2, run)
-        run.processes[0].send_signal(number)
+        run.processes[0].send_signal(signal.SIGINT)
         assert run.codes(60) == [errors.EXIT_RESTART], run.told()
-    assert f"saved step {max(steps_of(workdir))} of 12" in run.out(0)
+    assert f"saved step {max(steps_of(workdir))} of 10" in run.out(0)
     with Started([command(config, workdir)], tmp_path / "told", devices=0) as run:
         assert run.codes() == [0], run.told()
     assert losses(workdir) == losses(alone)
