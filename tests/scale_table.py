@@ -156,6 +156,7 @@ def settings(mesh: tuple[int, int], **changes: Any) -> config.Experiment:
         },
         "head": {"dtype": "float32"},
         "train": {"steps": 10},
+        "optim": {"table": "dense"},
         "mesh": {"data": mesh[0], "voxel": mesh[1]},
     }
     for section, more in changes.items():

@@ -58,8 +58,7 @@ def scores(workdir):
 
 
 def steps_of(workdir):
-    with checkpoint.open_manager(str(workdir), 3) as manager:
-        return manager.all_steps()
+    return checkpoint.steps_in(workdir / "checkpoints")
 
 
 @pytest.fixture(scope="module")

@@ -144,14 +144,13 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
 
 def _memory(run: experiments.Run) -> str:
     """What a step needs, before it is compiled: a line for the terminal."""
+    voxels = run.stores.num_voxels
+    table = optim.table_kind(run.experiment, voxels, run.mesh)
     needs = memory.predict(
-        run.experiment,
-        run.provenance.geometry,
-        run.stores.num_voxels,
-        **run.mesh.shape,
+        run.experiment, run.provenance.geometry, voxels, **run.mesh.shape, table=table
     )
     parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in needs._asdict().items())
-    return f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts})"
+    return f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts}; {table} updates of the table)"
 
 
 if __name__ == "__main__":
