@@ -15,7 +15,8 @@ import os
 import re
 import threading
 import time
-from typing import Any, NamedTuple
+import types
+from typing import Any, NamedTuple, cast
 
 # Before JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -198,11 +199,9 @@ def shapes_of_run(
     frozen = jax.tree.map(lambda a: _shape(a.shape, a.dtype, everywhere), parts.frozen)
     # A dict, as `encoder.build` makes it.
     parts = encoder.Parts(parts.graph, trainable, dict(frozen))
-    return experiments.Run(experiment, _NONE, parts, mesh, _NONE)
-
-
-# No store and no weight file: neither the step nor the predictor reads one.
-_NONE: Any = None
+    # No store and no weight file: neither the step nor the predictor reads one.
+    stores: Any = types.SimpleNamespace(num_voxels=rows)
+    return experiments.Run(experiment, stores, parts, mesh, cast(Any, None))
 
 
 def _shape(shape: tuple, dtype: Any, place: Any) -> jax.ShapeDtypeStruct:
@@ -257,7 +256,7 @@ def compile_evaluation(run: experiments.Run, images: int, voxels: int) -> Any:
     geometry = (len(run.experiment.backbone.taps), run.experiment.backbone.image_px)
     shape = (images, geometry[0], (geometry[1] // 14) ** 2)
     shape += (run.experiment.head.channels,)
-    features = _shape(shape, jnp.float32, sharding.place(run.mesh, sharding.REPLICATED))
+    features = _shape(shape, jnp.float32, sharding.place(run.mesh, sharding.FEATURES))
     index = _shape((voxels,), jnp.int32, sharding.place(run.mesh, sharding.TABLE))
     respond = evaluate.Predictor(run)._respond_rows
     parts = run.parts
@@ -367,9 +366,10 @@ def train_table(
     compiled = compile_step(shapes_of_run(experiment, SMALL, rows))
     network = dinov2.random(SMALL, blocks, px)
     gc.collect()
+    stores: Any = types.SimpleNamespace(num_voxels=rows)
     with Watch() as watch:
         parts = encoder.build(experiment, network, rows, mesh)
-        run = experiments.Run(experiment, _NONE, parts, mesh, _NONE)
+        run = experiments.Run(experiment, stores, parts, mesh, cast(Any, None))
         optimiser = optim.make(experiment.optim, experiment.train.steps or 1)
         state, _ = train.initial_state(run, optimiser)
         frozen = parts.frozen

@@ -150,4 +150,4 @@ def test_the_command_says_what_a_step_needs_of_its_own_mesh(tiny):
     assert needs != memory.predict(experiment, small, 60, 4, 2)
     line = main._memory(run)
     assert line.startswith(f"a step needs about {needs.total / 1e9:.2f} GB on each")
-    assert f"head {needs.head / 1e9:.2f})" in line
+    assert f"head {needs.head / 1e9:.2f}; dense updates of the table)" in line

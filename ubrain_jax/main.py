@@ -150,7 +150,10 @@ def _memory(run: experiments.Run) -> str:
         run.experiment, run.provenance.geometry, voxels, **run.mesh.shape, table=table
     )
     parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in needs._asdict().items())
-    return f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts}; {table} updates of the table)"
+    return (
+        f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts}; "
+        f"{table} updates of the table)"
+    )
 
 
 if __name__ == "__main__":
