@@ -44,10 +44,11 @@ for name in NAME CLAIM; do
     die "$name is ${!name}; expected small letters, digits and -, 52 at most"
 done
 
-# yaml_string TEXT: as one quoted string.
+# yaml_string TEXT: as one quoted string, in which Kubernetes expands nothing.
 yaml_string() {
-  local text=${1//\\/\\\\}
-  printf '"%s"' "${text//\"/\\\"}"
+  local text=${1//\\/\\\\} variable="\$("
+  text=${text//\"/\\\"}
+  printf '"%s"' "${text//"$variable"/"\$$variable"}"
 }
 
 # Puts the values of variables into the ${...} of a template.
@@ -83,11 +84,11 @@ case $action in
     esac
     [[ $DISK =~ ^/[-A-Za-z0-9/._]+$ ]] || die "DISK is $DISK; expected a plain path"
     [[ $IMAGE =~ ^[-A-Za-z0-9/._:@]+$ ]] || die "IMAGE is $IMAGE"
-    ARGS='' BACKOFF=$((RESTARTS * PODS))
+    # shellcheck disable=SC2034 # `filled` reads it
+    BACKOFF=$((RESTARTS * PODS)) ARGS=''
     for word in "--config=$CONFIG" "--workdir=$WORKDIR" ${flags[@]+"${flags[@]}"}; do
       [[ $word != *$'\n'* ]] || die "a line break in $word"
-      # $(X) would be a variable of the pod.
-      ARGS+="${ARGS:+$'\n            '}- $(yaml_string "${word//'$('/'$$('}")"
+      ARGS+="${ARGS:+$'\n            '}- $(yaml_string "$word")"
     done
     apply "$(filled kubernetes.yaml NAME PODS GPUS CLAIM DISK PORT IMAGE RESTARTS \
       BACKOFF ARGS)"
