@@ -30,11 +30,16 @@ usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" | grep -v '^SBATCH'
 }
 
-# One line that can be pasted into a shell.
+# The command in a form that can be pasted into a shell.
 quoted() {
-  local line
-  printf -v line '%q ' "$@"
-  printf '%s\n' "${line% }"
+  local word line=''
+  for word in "$@"; do
+    if [[ ! $word =~ ^[-A-Za-z0-9_./:=@%+,]+$ ]]; then
+      word="'${word//"'"/"'\\''"}'"
+    fi
+    line+=" $word"
+  done
+  printf '%s\n' "${line# }"
 }
 
 # Does it, or with --dry_run prints it.

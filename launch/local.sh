@@ -78,7 +78,7 @@ once() {
     pids[i]=$!
   done
   while ((left > 0)); do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C ends it, too
     if ((told < asked)); then
       told=$asked
       stop
@@ -93,8 +93,10 @@ once() {
           0 | 75 | 76) ;;
           *) # The others would wait for it. They may be about to tell the same.
             echo "process $i ended with $code: $LOGS/process-$i.log" >&2
-            sleep 3
-            stop
+            if ((left > 0)); then
+              sleep 3 || true
+              stop
+            fi
             ;;
         esac
       fi

@@ -116,10 +116,7 @@ delete() {
 # The images have Python 3.10, which is too old: uv brings another.
 install() {
   local nfs mount url ref
-  printf -v nfs '%q' "$NFS"
-  printf -v mount '%q' "$MOUNT"
-  printf -v url '%q' "$REPO"
-  printf -v ref '%q' "$REF"
+  nfs=$(quoted "$NFS") mount=$(quoted "$MOUNT") url=$(quoted "$REPO") ref=$(quoted "$REF")
   on all "set -e
 sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
 sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y nfs-common git
@@ -189,8 +186,7 @@ resume() {
 
 fetch() {
   local folder
-  printf -v folder '%q' "$WORKDIR"
-  folder="tar -C $folder --exclude='./checkpoints*' --exclude='./best*' -cf - ."
+  folder="tar -C $(quoted "$WORKDIR") --exclude='./checkpoints*' --exclude='./best*' -cf - ."
   if [[ -n $dry_run ]]; then
     echo "$(on 0 "$folder") | $(quoted tar -C "$OUT" -xf -)"
     return
