@@ -6,7 +6,8 @@
 #
 # CONFIG, WORKDIR       As --config and --workdir of ubrain_jax.main.
 # PROCESSES             How many; 2.
-# DEVICES_PER_PROCESS   CPU devices of each. Unset: process i has GPU i.
+# DEVICES_PER_PROCESS   CPU devices of each. Unset: process i has GPU i, or the i-th of
+#                       CUDA_VISIBLE_DEVICES.
 # LOGS                  Folder of process-<i>.log; $WORKDIR.logs.
 # PYTHON                python3.
 #
@@ -34,6 +35,10 @@ need_number PROCESSES "$PROCESSES" 1
 need_number --restarts "$restarts" 0
 [[ -z ${DEVICES_PER_PROCESS:-} ]] ||
   need_number DEVICES_PER_PROCESS "$DEVICES_PER_PROCESS" 1
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-}"
+if [[ -z ${DEVICES_PER_PROCESS:-} ]] && ((${#gpus[@]} > 0 && ${#gpus[@]} < PROCESSES)); then
+  die "CUDA_VISIBLE_DEVICES is $CUDA_VISIBLE_DEVICES; expected $PROCESSES GPUs, one for each process"
+fi
 
 free_port() {
   "$PYTHON" -c 'import socket
@@ -49,7 +54,7 @@ command_of() {
     local count=--xla_force_host_platform_device_count=$DEVICES_PER_PROCESS
     command+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }$count")
   else
-    command+=("CUDA_VISIBLE_DEVICES=$1")
+    command+=("CUDA_VISIBLE_DEVICES=${gpus[$1]:-$1}")
   fi
   command+=("$PYTHON" -m ubrain_jax.main "--config=$CONFIG" "--workdir=$WORKDIR"
     "--coordinator=127.0.0.1:$2" "--num_processes=$PROCESSES" "--process_id=$1"
