@@ -30,6 +30,24 @@ usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" | grep -v '^SBATCH'
 }
 
+# read_words SCRIPT WORD...: sets dry_run, action (the word without a dash) and flags.
+read_words() {
+  local script=$1 word
+  shift
+  dry_run='' action='' flags=()
+  for word in "$@"; do
+    case $word in
+      --help | -h) usage "$script"; exit 0 ;;
+      --dry_run) dry_run=1 ;;
+      -*) flags+=("$word") ;;
+      *)
+        [[ -z $action ]] || die "two actions: $action and $word"
+        action=$word
+        ;;
+    esac
+  done
+}
+
 # The command in a form that can be pasted into a shell.
 quoted() {
   local word line=''

@@ -23,15 +23,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$here/common.sh"
 
-dry_run='' action='' flags=()
-for word in "$@"; do
-  case $word in
-    --help | -h) usage "$0"; exit 0 ;;
-    --dry_run) dry_run=1 ;;
-    -*) flags+=("$word") ;;
-    *) [[ -z $action ]] || die "two actions: $action and $word"; action=$word ;;
-  esac
-done
+read_words "$0" "$@"
 NAME=${NAME:-ubrain} PODS=${PODS:-2} GPUS=${GPUS:-8} CLAIM=${CLAIM:-ubrain}
 DISK=${DISK:-/ubrain} SIZE=${SIZE:-1Ti} RESTARTS=${RESTARTS:-100} PORT=${PORT:-8476}
 need_number PODS "$PODS" 1

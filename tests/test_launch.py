@@ -696,7 +696,7 @@ def test_local_trains_with_two_processes_stops_at_sigterm_and_goes_on(
     launcher = started(settings, *flags)
     try:
         wait_until(
-            lambda: log.exists() and log.read_text().count("\n") > 3, 150, launcher
+            lambda: log.exists() and log.read_text().count("\n") > 3, 300, launcher
         )
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(60) == 75, first.read_text()
@@ -709,7 +709,7 @@ def test_local_trains_with_two_processes_stops_at_sigterm_and_goes_on(
         ["bash", str(LAUNCH / "local.sh"), *flags],
         env=clean(**settings),
         cwd=ROOT,
-        timeout=200,
+        timeout=400,
     )
     text = first.read_text()
     assert again.returncode == 0, text
