@@ -74,6 +74,7 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 fix: env
 	$(BIN)/ruff check --fix .
