@@ -68,7 +68,8 @@ def test_a_second_signal_ends_at_once(code, number):
     with start(code, "deaf") as process:
         assert process.stdout.readline() == "in the loop\n"
         send(process, number, f"{number.name}: saving after this step")
-        time.sleep(0.2)
+        process.send_signal(number)  # one request, delivered twice
+        time.sleep(2.2)
         assert process.poll() is None
         send(process, signal.SIGTERM, "SIGTERM: ended at once")
         assert process.wait(10) == errors.EXIT_RESTART

@@ -1,7 +1,7 @@
 """What ends a run from outside its loop: signals, and a watchdog when it is stuck.
 
 SIGTERM or SIGINT: the loop finishes its step, saves, and the command ends with
-EXIT_RESTART; a second one ends it at once. Outside of the loop there is nothing to
+EXIT_RESTART; a second one, 2 s later or more, ends it at once. Outside of the loop there is nothing to
 save, so the first one does. A thread hears them, since the main thread may be inside
 a collective for as long as another process lets it wait.
 
@@ -48,10 +48,19 @@ def catch_signals() -> None:
     threading.Thread(target=_listen, args=(hear,), daemon=True).start()
 
 
+# srun, timeout and systemd may deliver one request to stop as several signals.
+REPEAT_SECONDS = 2.0
+
+
 def _listen(hear: socket.socket) -> None:
+    first = 0.0
     while number := hear.recv(1):
         name = signal.Signals(number[0]).name
+        now = time.monotonic()
+        if _in_loop.is_set() and _asked.is_set() and now - first < REPEAT_SECONDS:
+            continue
         if _in_loop.is_set() and not _asked.is_set():
+            first = now
             _asked.set()
             _tell(f"{name}: saving after this step; once more ends at once")
             continue
