@@ -1,9 +1,9 @@
 """What ends a run from outside its loop: signals, and a watchdog when it is stuck.
 
 SIGTERM or SIGINT: the loop finishes its step, saves, and the command ends with
-EXIT_RESTART; a second one, 2 s later or more, ends it at once. Outside of the loop there is nothing to
-save, so the first one does. A thread hears them, since the main thread may be inside
-a collective for as long as another process lets it wait.
+EXIT_RESTART; a second one, 2 s later or more, ends it at once. Outside of the loop
+there is nothing to save, so the first one does. A thread hears them, since the main
+thread may be inside a collective for as long as another process lets it wait.
 
 A process has one set of signal handlers and one watchdog, hence the state here.
 """
