@@ -101,10 +101,10 @@ def compile_run(run: experiments.Run) -> Programs:
     and pictures; nothing is computed before it is used."""
     steps = total_steps(run.experiment, run.stores)
     optimiser = optim.make(run.experiment.optim, steps)
-    places = _places(run, optimiser)
+    places, replay = _places(run, optimiser), _replay(run)
     return Programs(
-        _compile_step(run, optimiser, places),
-        make_settled(run),
+        _compile_step(run, optimiser, places, replay),
+        make_settled(run, replay),
         evaluate.Predictor(run),
     )
 
@@ -117,7 +117,7 @@ def make_step(
     The state is donated: the old one is gone after the call. Dropout of a step comes
     from the seed and the step alone.
     """
-    return _with_seed(_compile_step(run, optimiser, places), run)
+    return _with_seed(_compile_step(run, optimiser, places, _replay(run)), run)
 
 
 def _with_seed(step: Callable, run: experiments.Run) -> Callable:
@@ -126,12 +126,13 @@ def _with_seed(step: Callable, run: experiments.Run) -> Callable:
 
 
 def _compile_step(
-    run: experiments.Run, optimiser: optax.GradientTransformation, places: State
+    run: experiments.Run,
+    optimiser: optax.GradientTransformation,
+    places: State,
+    replay: rowsparse.Replay | None,
 ) -> Callable[..., tuple[State, jax.Array]]:
     """(state, frozen weights, batch, seed) -> (state, loss): one for all seeds."""
     experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
-
-    replay = _replay(run)
 
     def step(state: State, frozen: Any, batch: batches.Batch, root: Any):
         key = jax.random.fold_in(jax.random.key(root), state.step)
@@ -199,13 +200,14 @@ def _replay(run: experiments.Run) -> rowsparse.Replay | None:
     return rowsparse.make(optim.learning_rate(experiment.optim, steps), steps)
 
 
-def make_settled(run: experiments.Run) -> Callable[[State], State]:
+def make_settled(
+    run: experiments.Run, replay: rowsparse.Replay | None
+) -> Callable[[State], State]:
     """state -> the state in which no row of the table is behind (donated).
 
     It has the weights and moments of dense Adam; to be called before weights are
     evaluated, saved or returned.
     """
-    replay = _replay(run)
     if replay is None:
         return lambda state: state
     settle = rowsparse.make_settle(replay, sharding.place(run.mesh, sharding.TABLE))
