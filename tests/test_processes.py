@@ -4,14 +4,16 @@ The folder of compiled programs is shared, so a run that comes later starts fast
 """
 
 import json
+import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
 import pytest
 import xarray
 
-from tests.several import Started, command, wait_for_lines
+from tests.several import Started, command, environment, wait_for_lines
 from ubrain_jax import checkpoint, crowd, errors
 
 pytestmark = pytest.mark.slow
@@ -207,3 +209,25 @@ def test_one_process_saves_on_a_signal_and_goes_on(config, tmp_path, alone):
     with Started([command(config, workdir)], tmp_path / "told", devices=0) as run:
         assert run.codes() == [0], run.told()
     assert losses(workdir) == losses(alone)
+
+
+@pytest.mark.parametrize(("devices", "mesh"), [(1, (1, 1)), (8, (1, 8))])
+def test_what_two_processes_saved_goes_on_in_one(
+    config, whole, alone, tmp_path, devices, mesh
+):
+    """The newest step is taken away, so that two are left to do again."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole(2, 4), workdir)
+    for step in sorted(steps_of(workdir))[1:]:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    (first,) = steps_of(workdir)
+    result = subprocess.run(
+        command(config, workdir, *on_mesh(*mesh)),
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"resuming at step {first} of 10" in result.stdout
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
