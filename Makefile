@@ -9,7 +9,7 @@ DEMO := demo
 CROWD := crowd
 STORES := $(CROWD)/nsd.zarr,$(CROWD)/god.zarr,$(CROWD)/vim1.zarr
 
-.PHONY: demo crowd-demo test check fix parity env clean-demo
+.PHONY: demo crowd-demo test faults check fix parity env clean-demo
 
 env: $(VENV)/installed
 
@@ -58,6 +58,13 @@ clean-demo:
 test: env
 	$(BIN)/python -m pytest
 
+# Kills, flipped bits, full disks, two runs in one folder: ten minutes.
+faults: env
+	$(BIN)/python -m tests.faults.kill --kills=80 --real=20
+	$(BIN)/python -m tests.faults.flip --flips=1000
+	$(BIN)/python -m tests.faults.full
+	$(BIN)/python -m tests.faults.lock
+
 parity: env
 	$(BIN)/python -m pip install --quiet -e '.[parity]'
 	$(BIN)/python -m pytest -m parity
@@ -67,6 +74,7 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 fix: env
 	$(BIN)/ruff check --fix .

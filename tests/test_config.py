@@ -349,7 +349,8 @@ def test_differences_name_keys_that_one_side_lacks():
 
 def test_resumable_keys_exist_and_change_no_number_of_the_training():
     assert {tuple(k.split(".")) for k in config.RESUMABLE} <= set(FIELDS)
-    touched = {k.split(".")[0] for k in config.RESUMABLE}
+    # The table's update gives the same numbers either way: tests/test_rowsparse.py.
+    touched = {k.split(".")[0] for k in config.RESUMABLE if k != "optim.table"}
     assert touched.isdisjoint({"backbone", "adapter", "head", "loss", "optim"})
     assert "train.seed" not in config.RESUMABLE
     assert set(config.RESUMABLE).isdisjoint(

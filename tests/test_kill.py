@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from ubrain_jax import checkpoint, crowd
+from tests import states
+from ubrain_jax import crowd
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -36,14 +36,6 @@ def command(config, workdir):
         f"--config={config}",
         f"--workdir={workdir}",
     ]
-
-
-def final_state(workdir):
-    with checkpoint.open_manager(str(workdir), 3) as manager:
-        step = manager.latest_step()
-        tree = manager.restore(step)["state"]
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p): np.asarray(a) for p, a in leaves}
 
 
 @pytest.mark.slow
@@ -86,7 +78,7 @@ def test_killed_at_random_and_restarted_equals_unbroken(tmp_path, tiny_dict):
     )
     assert b"resuming at step" in result.stdout
     print(f"killed at steps {kills}; {result.stdout.splitlines()[1].decode()}")
-    a, b = final_state(whole), final_state(broken)
+    a, b = (states.leaves_of(w / "checkpoints") for w in (whole, broken))
     assert set(a) == set(b)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)

@@ -109,3 +109,54 @@ def test_the_axes_let_the_compiler_choose():
     np.testing.assert_array_equal(
         rows, np.broadcast_to(np.eye(8)[:, None, None], (8, 2, 5, 8))
     )
+
+
+@pytest.mark.parametrize(("data", "voxel"), [(1, 8), (2, 4), (8, 1)])
+def test_a_block_put_piece_by_piece_is_the_array(data, voxel):
+    chosen = mesh(data, voxel)
+    array = np.arange(16 * 8 * 3).reshape(16, 8, 3)
+    share = sharding.share_of_batch(chosen, 16, 8)
+    assert share == (slice(0, 16), slice(0, 16), slice(0, 8), (16, 8))
+    for spec in (sharding.IMAGES, sharding.SAMPLES):
+        placed = sharding.put_block(chosen, spec, array.shape, array)
+        np.testing.assert_array_equal(placed, array)
+        assert placed.sharding.spec == spec
+
+
+def test_parts_that_are_no_block_are_refused():
+    every = slice(None)
+    quarters = [(slice(0, 4), slice(0, 1)), (slice(4, 8), slice(1, 2))]
+    with pytest.raises(ValueError, match=r"hold 8 of a block from \[0 0\] to \[8 2\]"):
+        sharding.hull(quarters, (8, 2))
+    both = [(slice(2, 4), every)] * 3  # held by three devices
+    assert sharding.hull(both, (8, 2)) == (slice(2, 4), slice(0, 2))
+
+
+class Device:
+    """What `make_mesh` looks at."""
+
+    platform = device_kind = "cpu"
+
+    def __init__(self, number, process):
+        self.id, self.process_index = number, process
+
+    def __repr__(self):
+        return f"{self.process_index}.{self.id}"
+
+
+@pytest.mark.parametrize(
+    ("processes", "own", "shape"), [(2, 4, (1, 8)), (3, 6, (3, 6)), (4, 3, (2, 6))]
+)
+def test_the_chosen_mesh_gives_each_process_a_block(processes, own, shape):
+    devices = [Device(k, k % processes) for k in range(processes * own)]
+    grid = sharding.make_mesh(None, None, stripes=24, batch_images=72, devices=devices)
+    assert grid.devices.shape == shape
+    assert [d.process_index for d in grid.devices.flat] == sorted(
+        d.process_index for d in devices
+    )
+
+
+def test_a_mesh_that_cuts_a_process_in_two_is_refused():
+    devices = [Device(k, k // 4) for k in range(12)]
+    with pytest.raises(errors.ConfigError, match="4 in each of 3 processes"):
+        sharding.make_mesh(2, 6, stripes=24, batch_images=24, devices=devices)

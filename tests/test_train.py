@@ -1,5 +1,6 @@
 """The step and the loop: gradients, frozen weights, cost, resuming, stopping."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import states
 from ubrain_jax import (
     batches,
     checkpoint,
@@ -193,13 +195,7 @@ def test_loss_of_the_first_step_equals_the_loss_without_jit_or_mesh(run):
 
 
 def params_of(workdir) -> dict[str, np.ndarray]:
-    with checkpoint.open_manager(str(workdir), 3) as manager:
-        step = manager.latest_step()
-        tree = manager.restore(step)["state"]
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return states.leaves_of(workdir / "checkpoints")
 
 
 @pytest.mark.slow
@@ -252,8 +248,8 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(
     run = prepare(tiny())
     real = batches.gather
 
-    def poisoned(stores, pools, draws, stripes):
-        batch = real(stores, pools, draws, stripes)
+    def poisoned(*args):
+        batch = real(*args)
         if poisoned.calls == 4:
             batch.response[0, 0, 0] = np.inf
         poisoned.calls += 1
@@ -273,7 +269,7 @@ def test_checkpoint_of_another_model_lists_every_leaf_and_pads_nothing(tiny, tmp
     other = prepare(tiny(head={"channels": 6}))
     state, _ = train.initial_state(other, optim.make(other.experiment.optim, 6))
     with (
-        checkpoint.open_manager(str(tmp_path), 3) as manager,
+        contextlib.closing(checkpoint.open_manager(str(tmp_path), 3)) as manager,
         pytest.raises(errors.InputError, match=r"shape: .*head/fc1_kernel.*against"),
     ):
         checkpoint.restore(manager, 6, state)

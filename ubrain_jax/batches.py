@@ -2,8 +2,8 @@
 
 An example is a picture; its pool is every voxel of every subject who saw it in the
 train split. Each stripe of the table gives the same number of voxels, drawn without
-replacement, so the draw does not depend on devices or hosts. A picture whose pool is
-smaller than that is padded with weight 0.
+replacement, so the draw does not depend on devices or processes. A picture whose pool
+is smaller than that is padded with weight 0.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from ubrain_jax import config, crowd, errors
+from ubrain_jax import config, crowd, errors, sharding
 
 
 class Batch(NamedTuple):
     """B pictures with n voxels of each of S stripes.
+
+    One of several processes has `sharding.Share` of them: other pictures in `image`
+    than rows in `voxel`, `response` and `weight`; `picture` has all B.
 
     Attributes:
         image: (B, H, W, 3) uint8.
@@ -120,7 +123,13 @@ def draw_voxels(
     return Draw(picture, voxel)
 
 
-def gather(stores: crowd.Crowd, pools: Pools, draws: Draw, stripes: int) -> Batch:
+def gather(
+    stores: crowd.Crowd,
+    pools: Pools,
+    draws: Draw,
+    stripes: int,
+    share: sharding.Share | None = None,
+) -> Batch:
     """Reads what a batch of draws needs: one read for each subject and store.
 
     Args:
@@ -128,8 +137,16 @@ def gather(stores: crowd.Crowd, pools: Pools, draws: Draw, stripes: int) -> Batc
         pools: From `find_pools`.
         draws: Stacked: picture (B,), voxel (B, S, n).
         stripes: S.
+        share: Of this process; None: all. Stores keep all voxels of a sample in one
+            chunk, so a share of the stripes still reads whole samples.
     """
     picture, voxel = np.asarray(draws.picture), np.asarray(draws.voxel)
+    if voxel.max(initial=0) >= stores.num_voxels:
+        raise IndexError(f"voxel {voxel.max()} of a table of {stores.num_voxels}")
+    whole, seen = picture, picture
+    if share is not None:
+        voxel = voxel[share.rows, share.stripes]
+        picture, seen = whole[share.rows], whole[share.images]
     weight = voxel >= 0
     response = np.zeros(voxel.shape, np.float32)
     for k, subject in enumerate(stores.subjects):
@@ -142,14 +159,12 @@ def gather(stores: crowd.Crowd, pools: Pools, draws: Draw, stripes: int) -> Batc
         mine = (inside >= 0) & (inside < subject.num_voxels)  # padding is below 0
         image, stripe, slot = np.nonzero(mine)
         response[saw[image], stripe, slot] = rows[image, inside[mine]]
-    if voxel.max(initial=0) >= stores.num_voxels:
-        raise IndexError(f"voxel {voxel.max()} of a table of {stores.num_voxels}")
     return Batch(
-        image=crowd.read_pictures(stores, picture),
+        image=crowd.read_pictures(stores, seen),
         voxel=np.where(weight, voxel // stripes, 0).astype(np.int32),
         response=response,
         weight=weight.astype(np.float32),
-        picture=picture.astype(np.int32),
+        picture=whole.astype(np.int32),
     )
 
 
@@ -157,35 +172,21 @@ def dataset(
     stores: crowd.Crowd,
     settings: config.Data,
     seed: int,
-    *,
-    host: int = 0,
-    num_hosts: int = 1,
+    share: sharding.Share | None = None,
 ) -> grain.MapDataset:
     """All batches of a run: element `step` is the batch of that step.
 
-    Draws come before the split over hosts, so pictures and voxels of a step are the
-    same for any number of hosts. Every epoch shows each training picture once, in an
-    order of its own. With data.store_power below 1 every store has epochs of its own
-    and the stores take turns, see `store_weights`.
+    Every process draws the whole batch and reads its share of it, so pictures and
+    voxels of a step are the same for any number of processes. Every epoch shows each
+    training picture once, in an order of its own. With data.store_power below 1 every
+    store has epochs of its own and the stores take turns, see `store_weights`.
 
     Args:
         stores: The crowd.
         settings: Batch and sample sizes.
         seed: Of order and draws.
-        host: This process.
-        num_hosts: Processes that share a batch.
-
-    Raises:
-        errors.ConfigError: If the hosts cannot share a batch evenly.
+        share: Of this process; None: all.
     """
-    if settings.batch_images % num_hosts:
-        raise errors.ConfigError(
-            "data.batch_images",
-            "",
-            f"{settings.batch_images} images for {num_hosts} processes",
-            f"a multiple of {num_hosts}",
-            "Change data.batch_images or the number of processes.",
-        )
     pools = find_pools(stores)
     stripes, count = settings.stripes, settings.voxels_per_image
 
@@ -193,7 +194,7 @@ def dataset(
         return draw_voxels(stores, pools, int(picture), stripes, count, rng)
 
     def read(draws: Draw) -> Batch:
-        return gather(stores, pools, draws, stripes)
+        return gather(stores, pools, draws, stripes, share)
 
     weights = store_weights(pools, settings.store_power)
     if len(weights) == 1 or settings.store_power == 1:
@@ -210,8 +211,7 @@ def dataset(
             ],
             list(weights.values()),
         )
-    shared = order.random_map(draw)[host::num_hosts]
-    return shared.batch(settings.batch_images // num_hosts).map(read)
+    return order.random_map(draw).batch(settings.batch_images).map(read)
 
 
 def _endless(pictures: np.ndarray, seed: int) -> grain.MapDataset:

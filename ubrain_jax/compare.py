@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from ubrain_jax import (
     cells,
     checkpoint,
+    cluster,
     compare_results,
     config,
     crowd,
@@ -230,6 +231,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
+    cluster.refuse_several("python -m ubrain_jax.compare")
     values = flags.FLAGS
     errors.check_flags(argv, values["config"], values["workdir"])
     plan = Plan(

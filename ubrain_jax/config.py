@@ -102,6 +102,10 @@ class Optim:
     schedule: str = "constant"
     # Steps of linear increase from 0.
     warmup_steps: int = 0
+    # Update of the voxel table: 'dense' reads and writes every row in every step,
+    # 'sparse' the rows of the batch; the numbers are the same but for rounding.
+    # 'auto': sparse where a device holds more than `optim.SPARSE_ABOVE` rows.
+    table: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +120,15 @@ class Train:
     # The weights that are evaluated: of the 'last' step, or of the 'best' validation
     # (highest mean over subjects of the median correlation).
     select: str = "last"
+    # Workdir of a run whose weights a new one begins with: the shared ones, and the
+    # embeddings of subjects of the same name. Empty: random ones.
+    init_from: str = ""
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
     log_every_steps: int = 50
+    # Seconds without a finished step, block of an evaluation, save or compilation
+    # after which the process ends (exit code 76) and prints where it was; 0: never.
+    watchdog_seconds: float = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +163,8 @@ class Experiment:
 
 
 # Keys that may differ when a run is resumed: they change no number of the training,
-# but for rounding (mesh) and a schedule that falls to the last step (steps, epochs),
-# which `train.check_resumable` looks at.
+# but for rounding (mesh, optim.table) and a schedule that falls to the last step
+# (steps, epochs), which `train.check_resumable` looks at.
 RESUMABLE = (
     "train.steps",
     "train.epochs",
@@ -162,7 +172,9 @@ RESUMABLE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.log_every_steps",
+    "train.watchdog_seconds",
     "data.read_threads",
+    "optim.table",
     "mesh.data",
     "mesh.voxel",
     "evaluate.batch_images",
@@ -268,6 +280,7 @@ def without_folders(experiment: Experiment) -> dict[str, Any]:
     values = to_dict(experiment)
     values["data"]["crowd"] = [os.path.basename(p) for p in experiment.data.crowd]
     values["backbone"]["weights"] = os.path.basename(experiment.backbone.weights)
+    values["train"]["init_from"] = os.path.basename(experiment.train.init_from)
     return values
 
 
@@ -384,6 +397,7 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
                 ("loss.kind", e.loss.kind, ("paper", "released")),
                 ("optim.schedule", e.optim.schedule, ("constant", "cosine")),
+                ("optim.table", e.optim.table, ("auto", "dense", "sparse")),
                 ("train.select", e.train.select, ("last", "best")),
             )
         ),
@@ -456,6 +470,12 @@ def _out_of_range(e: Experiment) -> list[str]:
             "train.eval_every_steps",
             e.train.eval_every_steps,
             e.train.eval_every_steps >= 0,
+            ">= 0",
+        ),
+        (
+            "train.watchdog_seconds",
+            e.train.watchdog_seconds,
+            0 <= e.train.watchdog_seconds < math.inf,
             ">= 0",
         ),
         *(

@@ -11,7 +11,6 @@ in a folder of its own; the same command goes on where it stopped. docs/curves.m
 what the tables hold.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from absl import flags
 from ubrain_jax import (
     cells,
     checkpoint,
+    cluster,
     config,
     crowd,
     curve_results,
@@ -287,8 +287,7 @@ def scratch_experiment(
 
 def _steps_of(encoder: str) -> int:
     """Steps that a run was trained for, whichever weights are its best."""
-    with contextlib.closing(checkpoint.open_manager(encoder, 1)) as manager:
-        return int(manager.latest_step() or 0)
+    return checkpoint.newest_whole(pathlib.Path(encoder).absolute() / "checkpoints")
 
 
 def _settings(
@@ -347,6 +346,7 @@ def _number_of_images(text: str) -> int | None:
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
+    cluster.refuse_several("python -m ubrain_jax.curves")
     values = flags.FLAGS
     needed = ("encoder", "crowd", "subject", "workdir")
     errors.check_flags(argv, *(values[name] for name in needed))

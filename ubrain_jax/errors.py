@@ -18,6 +18,9 @@ EXIT_BAD_DATA = 65
 EXIT_MISSING_INPUT = 66
 EXIT_INTERNAL = 70
 EXIT_OUTPUT = 73
+EXIT_IO = 74
+EXIT_RESTART = 75  # saved, or a peer is gone: the same command goes on
+EXIT_WATCHDOG = 76  # stuck: the same
 EXIT_CONFIG = 78
 EXIT_INTERRUPT = 130
 EXIT_PIPE = 141
@@ -58,6 +61,12 @@ class OutputError(InputError):
     """The output cannot be created."""
 
     exit_code = EXIT_OUTPUT
+
+
+class DiskError(InputError):
+    """The disk is full, or what was being written cannot be."""
+
+    exit_code = EXIT_IO
 
 
 class ConfigError(InputError):

@@ -3,6 +3,9 @@
 Features of a picture are computed once; voxels stream over them in chunks, so memory
 is bounded by one subject's responses and the features of the pictures of one split.
 Scores stay per voxel, on disk, until the last lines make medians of them.
+
+With several processes each reads the pictures of its devices; predictions come back
+to all, and process 0 alone scores and writes.
 """
 
 import contextlib
@@ -21,12 +24,14 @@ from flax import nnx
 
 import ubrain_jax
 from ubrain_jax import (
+    cluster,
     config,
     crowd,
     errors,
     experiments,
     metrics,
     sharding,
+    watch,
     whole,
 )
 from ubrain_jax.maps import report
@@ -77,11 +82,14 @@ class Predictor:
         shape = (len(run.experiment.backbone.taps), 0, 0)
         out = np.empty((len(rows), *shape), np.float32)
         starts = range(0, len(rows), self._batch)
-        for start in tqdm.tqdm(starts, desc="features", disable=quiet or None):
+        (own,) = sharding.block(run.mesh, sharding.IMAGES, (self._batch,))
+        for start in tqdm.tqdm(starts, desc="features", disable=_hidden(quiet)):
+            watch.alive("features of pictures")
             part = rows[start : start + self._batch]
             padded = np.resize(part, self._batch)  # one shape, compiled once
-            pictures = crowd.read_pictures(run.stores, padded)
-            pictures = sharding.put(run.mesh, sharding.IMAGES, pictures)
+            pictures = crowd.read_pictures(run.stores, padded[own])
+            shape = (self._batch, *pictures.shape[1:])
+            pictures = sharding.put_block(run.mesh, sharding.IMAGES, shape, pictures)
             block = self._features(params, run.parts.frozen, pictures)
             if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
@@ -119,11 +127,12 @@ class Predictor:
         chunk = min(self._chunk, _round_up(count, run.mesh.shape["voxel"]))
         out = np.empty((len(features), count), np.float32)
         starts = range(0, len(features), self._batch)
-        for start in tqdm.tqdm(starts, desc="voxels", disable=quiet or None):
+        for start in tqdm.tqdm(starts, desc="voxels", disable=_hidden(quiet)):
+            watch.alive("responses of voxels")
             part = np.asarray(features[start : start + self._batch])
             padded = np.zeros((self._batch, *part.shape[1:]), part.dtype)
             padded[: len(part)] = part
-            padded = sharding.put(run.mesh, sharding.REPLICATED, padded)
+            padded = sharding.put(run.mesh, sharding.FEATURES, padded)
             for first in range(0, count, chunk):
                 some = slice(first, first + chunk)
                 own = [np.resize(x[some], (chunk, *x.shape[1:])) for x in columns]
@@ -132,6 +141,11 @@ class Predictor:
                 size = len(columns[0][some])
                 out[start : start + len(part), some] = block[: len(part), :size]
         return out
+
+
+def _hidden(quiet: bool) -> bool | None:
+    """For tqdm: None hides the bar where there is no terminal."""
+    return True if quiet or not cluster.is_first() else None
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -162,12 +176,15 @@ def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
             continue
         features = predictor.features(params, subject.image[samples])
         predicted = predictor.responses(params, features, voxels_of(subject))
+        if not cluster.is_first():
+            continue
         r = metrics.pearson(crowd.read_responses(subject, samples), predicted)
         found = metrics.null_for_nan(metrics.quartiles(r))
         scores[f"val_median_r/{subject.name}"] = found["median"]
         if found["undefined"]:
             scores[f"val_undefined/{subject.name}"] = found["undefined"]
-    return scores
+    # Whether weights are kept depends on them, so all must have the same.
+    return cluster.from_first(lambda: scores)
 
 
 def score_subject(
@@ -252,12 +269,13 @@ def evaluate(
         predictor: Of a run with the same pictures and voxels, compiled before.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json; nothing on other processes than the first.
     """
     began = time.monotonic()
     predictor = predictor or Predictor(run)
     out = pathlib.Path(workdir)
-    (out / "voxels").mkdir(parents=True, exist_ok=True)
+    if cluster.is_first():
+        (out / "voxels").mkdir(parents=True, exist_ok=True)
     tests = [subject.samples("test") for subject in run.stores.subjects]
     wanted = [s.image[t] for s, t in zip(run.stores.subjects, tests, strict=True)]
     pictures = np.unique(np.concatenate(wanted))
@@ -275,6 +293,9 @@ def evaluate(
         predicted = predictor.responses(
             params, features[inside], voxels_of(subject), quiet=False
         )
+        if not cluster.is_first():
+            continue
+        watch.alive(f"scores of {subject.name}")
         measured = crowd.read_responses(subject, samples)
         table, summary, found = score_subject(subject, samples, measured, predicted)
         table.attrs.update(marks, warnings=warnings_of(run))
@@ -290,7 +311,7 @@ def evaluate(
         )
         if run.experiment.evaluate.report_queries:
             retrieved += _queries(run, subject, samples, measured, predicted, found)
-    if not summaries:
+    if not any(len(samples) >= 3 for samples in tests):
         raise errors.InputError(
             ", ".join(run.stores.paths),
             "split",
@@ -298,6 +319,9 @@ def evaluate(
             "a test split",
             "Prepare a store with one; the weights are in the checkpoints.",
         )
+    if not cluster.is_first():
+        return {}
+    watch.alive("writing the report")
     result = metrics.null_for_nan(
         {
             "subjects": summaries,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ubrain_jax import config, crowd, errors, sharding
+from ubrain_jax import cluster, config, crowd, errors, sharding
 from ubrain_jax.backbone import weights
 from ubrain_jax.model import encoder
 
@@ -52,6 +52,13 @@ def prepare_run(experiment: config.Experiment, devices: list[Any] | None = None)
         jnp.dtype(settings.dtype),
         # A bundled or local network brings its own geometry.
         geometry=settings.name or None,
+    )
+    # Before programs are run together that depend on them.
+    cluster.agree(
+        {
+            "fingerprint of the crowd": stores.fingerprint,
+            "sha256 of the backbone": provenance.sha256,
+        }
     )
     parts = encoder.build(experiment, network, stores.num_voxels, mesh)
     return Run(experiment, stores, parts, mesh, provenance)

@@ -83,12 +83,12 @@ def read_encoder(workdir: str) -> Trained:
         subjects,
         step,
         digests,
-        _seen(workdir),
+        pictures_of(workdir),
         bundle.encoder_sha256(experiment, shared, digests),
     )
 
 
-def _seen(workdir: str) -> dict[str, str] | None:
+def pictures_of(workdir: str) -> dict[str, str] | None:
     """Ids of the pictures of trained_on.json by the sha256 of their pixels."""
     path = pathlib.Path(workdir) / "trained_on.json"
     if not path.exists():
@@ -165,19 +165,23 @@ def attach(
             f"the backbone of the encoder, {trained.backbone_sha256}",
             "Give its folder with --backbone.",
         )
-    _refuse_seen(trained, run.stores)
+    refuse_seen(trained, run.stores)
     everywhere = sharding.place(run.mesh, sharding.REPLICATED)
     shared = jax.tree.map(lambda a: jax.device_put(a, everywhere), trained.shared)
     return run, {**shared, "table": run.parts.trainable["table"]}
 
 
-def _refuse_seen(trained: Trained, stores: crowd.Crowd) -> None:
-    """A test picture must not have shaped the weights that are tested on it."""
+def refuse_seen(trained: Trained, stores: crowd.Crowd) -> None:
+    """A test picture must not have shaped the weights that are tested on it.
+
+    Raises:
+        errors.InputError: Listing those that have.
+    """
     if trained.seen is None:
         return
     ids = set(trained.seen.values())
-    subject = stores.subjects[0]
-    rows = subject.image[subject.samples("test")]
+    tests = [subject.image[subject.samples("test")] for subject in stores.subjects]
+    rows = np.unique(np.concatenate(tests))
     content = crowd.picture_hashes(stores)
     leaks = [
         (stores.image_id[row], trained.seen.get(content[row], stores.image_id[row]))
@@ -188,7 +192,7 @@ def _refuse_seen(trained: Trained, stores: crowd.Crowd) -> None:
         listed = ", ".join(a if a == b else f"{a} (there {b})" for a, b in leaks[:20])
         raise errors.InputError(
             ", ".join(stores.paths),
-            f"subjects/{subject.name}/split",
+            f"subjects/{', '.join(s.name for s in stores.subjects)}/split",
             f"{len(leaks)} test pictures shaped the encoder's weights: {listed}",
             "test pictures that the encoder has not seen",
             "Leave them out with prepare --exclude, or take another encoder.",

@@ -5,23 +5,34 @@
 
 The same command resumes an interrupted run. --mode=evaluate scores the newest
 checkpoint of a workdir and trains nothing.
+
+On several machines the same command runs on each. JAX finds the others in a TPU pod,
+a Slurm or Open MPI job and an indexed Kubernetes job; elsewhere --coordinator,
+--num_processes and --process_id tell. SIGTERM to any of them saves and ends all.
 """
 
+import contextlib
 import os
 import pathlib
+from typing import Any
 
+import flax
 import jax
 from absl import flags
 from ml_collections import config_flags
 
+import ubrain_jax
 from ubrain_jax import (
     checkpoint,
+    cluster,
     config,
     errors,
     evaluate,
     experiments,
+    memory,
     optim,
     train,
+    watch,
 )
 from ubrain_jax.maps import report
 
@@ -34,6 +45,16 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "train: then evaluate. evaluate: alone."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT on which process 0 listens for the others."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of this run; 1: none but this one."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
+_JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", 300, "How long to wait for all processes at the start."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -41,8 +62,38 @@ def main(argv: list[str]) -> int:
     errors.check_flags(argv, _CONFIG, _WORKDIR)
     experiment = config.parse(_CONFIG.value, "--config")
     workdir = pathlib.Path(str(_WORKDIR.value))
-    with checkpoint.own_workdir(str(workdir)):
-        return _run(experiment, workdir)
+    watch.catch_signals()
+    cluster.start(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        _JOIN_SECONDS.value,
+    )
+    watch.start_watchdog(experiment.train.watchdog_seconds)
+    with cluster.ending_together(), contextlib.ExitStack() as stack:
+        if not cluster.is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        cluster.agree(_facts(experiment, workdir))
+        cluster.first_enters(stack, checkpoint.own_workdir(str(workdir)))
+        code = _run(experiment, workdir)
+    watch.alive("waiting for the other processes to finish")
+    cluster.leave()
+    return code
+
+
+def _facts(experiment: config.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+    """What all processes of a run must have in common before data are opened."""
+    settings = config.without_folders(experiment)
+    return {
+        **{f"{s}.{k}": v for s, values in settings.items() for k, v in values.items()},
+        "--workdir": str(workdir),
+        "--mode": _MODE.value,
+        "version of ubrain_jax": ubrain_jax.__version__,
+        "version of jax": jax.__version__,
+        "version of flax": flax.__version__,
+        "number of devices": jax.local_device_count(),
+    }
 
 
 def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
@@ -58,8 +109,13 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
         f"{frozen:,} frozen weights; mesh {dict(run.mesh.shape)}",
         flush=True,
     )
+    print(_memory(run), flush=True)
     if _MODE.value == "train":
-        state = train.train(run, str(workdir))
+        try:
+            state = train.train(run, str(workdir))
+        except watch.StoppedError as stopped:
+            print(stopped, flush=True)
+            return stopped.exit_code
     else:
         steps = train.total_steps(experiment, run.stores)
         optimiser = optim.make(experiment.optim, steps)
@@ -77,11 +133,27 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
             )
     params, step = train.chosen_weights(run, state, str(workdir))
     result = evaluate.evaluate(run, params, str(workdir), step)
+    if not cluster.is_first():
+        return 0
     print(report.score_table(result))
     for line in result["warnings"]:
         print(f"note: {line}")
     print(f"report: {os.path.join(workdir, 'report.html')}")
     return 0
+
+
+def _memory(run: experiments.Run) -> str:
+    """What a step needs, before it is compiled: a line for the terminal."""
+    voxels = run.stores.num_voxels
+    table = optim.table_kind(run.experiment, voxels, run.mesh)
+    needs = memory.predict(
+        run.experiment, run.provenance.geometry, voxels, **run.mesh.shape, table=table
+    )
+    parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in needs._asdict().items())
+    return (
+        f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts}; "
+        f"{table} updates of the table)"
+    )
 
 
 if __name__ == "__main__":

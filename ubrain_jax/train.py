@@ -2,8 +2,10 @@
 
 Order in the loop, which resuming relies on: (1) take the batch of this step,
 (2) run the step, (3) check the loss of the step before, (4) log, (5) score the
-validation images and keep the weights if they are the best, (6) save. Nothing here
-depends on the clock but the speed shown.
+validation images and keep the weights if they are the best, (6) save, (7) stop if a
+signal asked for it. Nothing here depends on the clock but the speed shown.
+
+With several processes all of them run all of this; process 0 alone writes and prints.
 """
 
 import contextlib
@@ -24,21 +26,26 @@ from flax import nnx
 from ubrain_jax import (
     batches,
     checkpoint,
+    cluster,
     config,
     crowd,
     errors,
     evaluate,
     experiments,
+    frozen,
     losses,
     optim,
+    rowsparse,
     sharding,
+    warmstart,
+    watch,
     whole,
 )
 from ubrain_jax.model import encoder
 
 
 class State(NamedTuple):
-    """Everything that training changes; all of it is in a checkpoint."""
+    """Everything that training changes; `optim.saved` of it is in a checkpoint."""
 
     step: jax.Array
     params: Any
@@ -51,6 +58,7 @@ def loss_of_batch(
     key: jax.Array | None,
     mesh: jax.sharding.Mesh,
     settings: config.Loss,
+    embeddings: Any = None,
 ) -> jax.Array:
     """Mean over the pictures of a batch of their loss over their sampled voxels.
 
@@ -60,12 +68,14 @@ def loss_of_batch(
         key: For dropout; None: without.
         mesh: For the places of what travels.
         settings: Loss weights.
+        embeddings: Of the voxels of the batch (B, S, n, E); None: from the table.
     """
     constrain = jax.lax.with_sharding_constraint
     pictures = constrain(batch.image, sharding.place(mesh, sharding.IMAGES))
     features = model.features(pictures)
     features = constrain(features, sharding.place(mesh, sharding.FEATURES))
-    embeddings = model.embeddings(batch.voxel)  # (B, S, n, E)
+    if embeddings is None:
+        embeddings = model.embeddings(batch.voxel)  # (B, S, n, E)
     embeddings = constrain(embeddings, sharding.place(mesh, sharding.SAMPLES))
     size = batch.voxel.shape[0]
     keys = None if key is None else jax.random.split(key, size)
@@ -82,6 +92,7 @@ class Programs(NamedTuple):
     """Compiled pieces that runs of one shape share: all but pictures and seed."""
 
     step: Callable[..., tuple[State, jax.Array]]
+    settled: Callable[[State], State]
     predictor: evaluate.Predictor
 
 
@@ -90,8 +101,12 @@ def compile_run(run: experiments.Run) -> Programs:
     and pictures; nothing is computed before it is used."""
     steps = total_steps(run.experiment, run.stores)
     optimiser = optim.make(run.experiment.optim, steps)
-    places = _places(run, optimiser)
-    return Programs(_compile_step(run, optimiser, places), evaluate.Predictor(run))
+    places, replay = _places(run, optimiser), _replay(run)
+    return Programs(
+        _compile_step(run, optimiser, places, replay),
+        make_settled(run, replay),
+        evaluate.Predictor(run),
+    )
 
 
 def make_step(
@@ -102,7 +117,7 @@ def make_step(
     The state is donated: the old one is gone after the call. Dropout of a step comes
     from the seed and the step alone.
     """
-    return _with_seed(_compile_step(run, optimiser, places), run)
+    return _with_seed(_compile_step(run, optimiser, places, _replay(run)), run)
 
 
 def _with_seed(step: Callable, run: experiments.Run) -> Callable:
@@ -111,7 +126,10 @@ def _with_seed(step: Callable, run: experiments.Run) -> Callable:
 
 
 def _compile_step(
-    run: experiments.Run, optimiser: optax.GradientTransformation, places: State
+    run: experiments.Run,
+    optimiser: optax.GradientTransformation,
+    places: State,
+    replay: rowsparse.Replay | None,
 ) -> Callable[..., tuple[State, jax.Array]]:
     """(state, frozen weights, batch, seed) -> (state, loss): one for all seeds."""
     experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
@@ -119,14 +137,15 @@ def _compile_step(
     def step(state: State, frozen: Any, batch: batches.Batch, root: Any):
         key = jax.random.fold_in(jax.random.key(root), state.step)
 
-        def loss(params):
+        def loss(params, embeddings=None):
             model = nnx.merge(graph, params, frozen)
-            return loss_of_batch(model, batch, key, mesh, experiment.loss)
+            return loss_of_batch(model, batch, key, mesh, experiment.loss, embeddings)
 
-        value, gradient = jax.value_and_grad(loss)(state.params)
-        updates, moments = optimiser.update(gradient, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, moments), value
+        if replay is None:
+            state, value = _dense(optimiser, state, loss)
+        else:
+            state, value = _sparse(optimiser, replay, state, loss, batch.voxel, mesh)
+        return state._replace(step=state.step + 1), value
 
     return jax.jit(
         step,
@@ -135,36 +154,121 @@ def _compile_step(
     )
 
 
+def _dense(
+    optimiser: optax.GradientTransformation, state: State, loss: Callable
+) -> tuple[State, jax.Array]:
+    """All weights after a step, and the loss before it."""
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    updates, moments = optimiser.update(gradient, state.optimiser, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(params=params, optimiser=moments), value
+
+
+def _sparse(
+    optimiser: optax.GradientTransformation,
+    replay: rowsparse.Replay,
+    state: State,
+    loss: Callable,
+    voxel: jax.Array,
+    mesh: jax.sharding.Mesh,
+) -> tuple[State, jax.Array]:
+    """As `_dense`, but of the table only the rows of `voxel` (B, S, n) are touched."""
+    table, rest, moments = optim.take_apart(state)
+    read = rowsparse.read(table, voxel, mesh)
+    late = rowsparse.recent(replay, state.step)
+    rows = rowsparse.catch_up(replay, late, state.step, read.rows)
+
+    def of_parts(rest, values):
+        params = optim.with_table(rest, table.values)  # which is not read
+        return loss(params, rowsparse.look_up(values, read.slot))
+
+    both = jax.value_and_grad(of_parts, (0, 1))
+    value, (gradient, of_rows) = both(rest, rows.values)
+    rows = rowsparse.update(replay, state.step, rows, of_rows)
+    table = rowsparse.write(table, read.row, rows)
+    updates, moments = optimiser.update(gradient, moments, rest)
+    rest = optax.apply_updates(rest, updates)
+    return optim.put_together(state, table, rest, moments), value
+
+
+def _replay(run: experiments.Run) -> rowsparse.Replay | None:
+    """What a sparse table needs of the schedule; None where the table is dense."""
+    experiment = run.experiment
+    if optim.table_kind(experiment, run.stores.num_voxels, run.mesh) == "dense":
+        return None
+    steps = total_steps(experiment, run.stores)
+    return rowsparse.make(optim.learning_rate(experiment.optim, steps), steps)
+
+
+def make_settled(
+    run: experiments.Run, replay: rowsparse.Replay | None
+) -> Callable[[State], State]:
+    """state -> the state in which no row of the table is behind (donated).
+
+    It has the weights and moments of dense Adam; to be called before weights are
+    evaluated, saved or returned.
+    """
+    if replay is None:
+        return lambda state: state
+    settle = rowsparse.make_settle(replay, sharding.place(run.mesh, sharding.TABLE))
+
+    def settled(state: State) -> State:
+        table, rest, moments = optim.take_apart(state)
+        return optim.put_together(state, settle(state.step, table), rest, moments)
+
+    return settled
+
+
 def initial_state(
     run: experiments.Run, optimiser: optax.GradientTransformation
 ) -> tuple[State, State]:
     """State before the first step, and the sharding of each of its leaves."""
 
     places = _places(run, optimiser)
-    make = functools.partial(_start, optimiser)
+    make = functools.partial(_start, run, optimiser)
     return jax.jit(make, out_shardings=places)(run.parts.trainable), places
 
 
-def _start(optimiser: optax.GradientTransformation, params: Any) -> State:
-    return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+def _start(
+    run: experiments.Run, optimiser: optax.GradientTransformation, params: Any
+) -> State:
+    step = jnp.zeros((), jnp.int32)
+    state = State(step, params, optimiser.init(params))
+    kind = optim.table_kind(run.experiment, run.stores.num_voxels, run.mesh)
+    return optim.with_last(state) if kind == "sparse" else state
 
 
 def _places(run: experiments.Run, optimiser: optax.GradientTransformation) -> State:
     """Sharding of each leaf of the state."""
-    make = functools.partial(_start, optimiser)
+    make = functools.partial(_start, run, optimiser)
     shapes = jax.eval_shape(make, run.parts.trainable)
     return encoder.placements(shapes, run.mesh)
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch: batches.Batch) -> batches.Batch:
-    """What the step needs of a host batch, on the mesh: all but `picture`."""
-    return batches.Batch(
-        image=sharding.put(mesh, sharding.IMAGES, batch.image),
-        voxel=sharding.put(mesh, sharding.SAMPLES, batch.voxel),
-        response=sharding.put(mesh, sharding.SAMPLES, batch.response),
-        weight=sharding.put(mesh, sharding.SAMPLES, batch.weight),
-        picture=None,
-    )
+def put_batch(
+    mesh: jax.sharding.Mesh, batch: batches.Batch, share: sharding.Share | None = None
+) -> batches.Batch:
+    """What the step needs of a host batch, on the mesh: all but `picture`.
+
+    Args:
+        mesh: Where to.
+        batch: This process's share.
+        share: Which that is; None: all.
+    """
+    size, stripes = batch.voxel.shape[:2] if share is None else share.shape
+    shapes = {"image": (size, *batch.image.shape[1:])}
+    samples = (size, stripes, *batch.voxel.shape[2:])
+    shapes |= dict.fromkeys(("voxel", "response", "weight"), samples)
+    placed = {
+        name: sharding.put_block(
+            mesh,
+            sharding.IMAGES if name == "image" else sharding.SAMPLES,
+            shape,
+            getattr(batch, name),
+        )
+        for name, shape in shapes.items()
+    }
+    return batches.Batch(**placed, picture=None)
 
 
 def total_steps(experiment: config.Experiment, stores: crowd.Crowd) -> int:
@@ -234,14 +338,34 @@ def restored(
     optimiser: optax.GradientTransformation,
     keep: int,
 ) -> tuple[Any, State, State]:
-    """Checkpoint manager, newest state of the workdir (or the initial one), places."""
+    """Checkpoint manager, newest state of the workdir (or the initial one), places.
+
+    Raises:
+        errors.DiskError: If there is no room for the checkpoints of a new run.
+    """
     manager = checkpoint.open_manager(workdir, keep)
     state, places = initial_state(run, optimiser)
     latest = manager.latest_step()
+    _check_room(run, manager.directory, state, keep)
     if latest is not None:
-        check_resumable(checkpoint.read_meta(manager, latest), run, workdir)
-        state = checkpoint.restore(manager, latest, state)
+        check_resumable(checkpoint.read_meta(manager.directory, latest), run, workdir)
+        saved = checkpoint.restore(manager, latest, optim.saved(state))
+        state = optim.restored(saved, state)
+    elif run.experiment.train.init_from:
+        trained = frozen.read_encoder(run.experiment.train.init_from)
+        params, lines = warmstart.begin(run, state.params, trained)
+        state = state._replace(params=params)
+        print("\n".join(lines), flush=True)
     return manager, state, places
+
+
+def _check_room(run: experiments.Run, folder: Any, state: State, keep: int) -> None:
+    """Refuses to begin what the disk cannot hold: all checkpoints and one more."""
+    there = len(checkpoint.steps_in(folder))
+    sizes = [checkpoint.bytes_of(state)] * max(1, keep + 1 - there)
+    if run.experiment.train.select == "best" and not there:
+        sizes += [checkpoint.bytes_of(state.params)] * 2
+    checkpoint.check_room(folder, *sizes)
 
 
 def train(
@@ -259,6 +383,7 @@ def train(
 
     Raises:
         errors.NonFiniteLossError: If the loss stops being finite; checkpoints stay.
+        watch.StoppedError: If a signal asked to stop; the state is saved.
     """
     experiment, settings = run.experiment, run.experiment.train
     steps = total_steps(experiment, run.stores)
@@ -266,9 +391,10 @@ def train(
     manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
     meta = meta_of(run)
-    text = json.dumps(meta["config"], indent=1) + "\n"
-    whole.write_text(pathlib.Path(workdir) / "config.json", text)
-    _write_trained_on(run, workdir)
+    if cluster.is_first():
+        text = json.dumps(meta["config"], indent=1) + "\n"
+        whole.write_text(pathlib.Path(workdir) / "config.json", text)
+        _write_trained_on(run, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(manager))
         keep_best = None
@@ -281,13 +407,10 @@ def train(
             print(f"resuming at step {start} of {steps}")
         programs = programs or compile_run(run)
         step_fn = _with_seed(programs.step, run)
-        data = batches.dataset(
-            run.stores,
-            experiment.data,
-            settings.seed,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
+        share = sharding.share_of_batch(
+            run.mesh, experiment.data.batch_images, experiment.data.stripes
         )
+        data = batches.dataset(run.stores, experiment.data, settings.seed, share)
         iterator = batches.iterate(data, start, experiment.data.read_threads)
         always = {"backbone": "random"} if run.provenance.random else {}
         log = stack.enter_context(contextlib.closing(_Log(workdir, start, always)))
@@ -305,10 +428,18 @@ def train(
         shown, since = time.monotonic(), start
         first_seconds = None
         progress = tqdm.tqdm(
-            range(start, steps), desc="train", unit="step", initial=start, total=steps
+            range(start, steps),
+            desc="train",
+            unit="step",
+            initial=start,
+            total=steps,
+            disable=not cluster.is_first(),
         )
+        sign = watch.StopSign(run.mesh)
+        stack.enter_context(watch.loop())
+        watch.alive("compiling the first step")
         for step in progress:
-            batch = put_batch(run.mesh, next(iterator))
+            batch = put_batch(run.mesh, next(iterator), share)
             began = time.monotonic()
             state, loss = step_fn(state, run.parts.frozen, batch)
             if first_seconds is None:
@@ -320,6 +451,9 @@ def train(
             check(previous, step)
             previous = loss
             done = step + 1
+            manager.check()
+            stopping = sign.seen()
+            watch.alive(f"step {done + 1}")
             if done % settings.log_every_steps == 0 or done == steps:
                 check(loss, done)
                 now = time.monotonic()
@@ -334,6 +468,8 @@ def train(
                 )
                 shown, since = now, done
             if settings.eval_every_steps and done % settings.eval_every_steps == 0:
+                watch.alive(f"validation after step {done}")
+                state = programs.settled(state)
                 scores = evaluate.validate(predictor, state.params)
                 if scores:
                     log.write(step=done, loss=float(loss), **scores)
@@ -341,10 +477,23 @@ def train(
                 if keep_best is not None:
                     keep_best.offer(scores, done, state.params, meta)
                 shown, since = time.monotonic(), done
-            if done % settings.checkpoint_every_steps == 0 or done == steps:
+                watch.alive(f"step {done + 1}")
+            last = done == steps or stopping
+            if done % settings.checkpoint_every_steps == 0 or last:
                 check(loss, done)
+                watch.alive(f"saving step {done}")
+                state = programs.settled(state)
                 _check_params(state, done, manager)
-                checkpoint.save(manager, done, state, meta)
+                checkpoint.save(manager, done, optim.saved(state), meta)
+                watch.alive(f"step {done + 1}")
+            if stopping:
+                watch.alive(f"saving step {done}")
+                manager.wait_until_finished()
+                progress.close()
+                raise watch.StoppedError(
+                    f"saved step {done} of {steps}; the same command goes on from there"
+                )
+        watch.alive("saving the last step")
         manager.wait_until_finished()
     return state
 
@@ -365,7 +514,8 @@ def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[An
     # By name: what was read are plain dicts, the state's are of another type.
     read = {name(path): a for path, a in jax.tree_util.tree_leaves_with_path(params)}
     placed = jax.tree_util.tree_map_with_path(
-        lambda path, like: jax.device_put(read[name(path)], like.sharding), state.params
+        lambda path, like: sharding.put_as(like.sharding, read[name(path)]),
+        state.params,
     )
     return placed, step
 
@@ -378,7 +528,8 @@ class _Best:
         step = self._manager.latest_step()
         self._score = -np.inf
         if step is not None:
-            self._score = checkpoint.read_meta(self._manager, step)["val_score"]
+            told = checkpoint.read_meta(self._manager.directory, step)
+            self._score = told["val_score"]
 
     def offer(
         self, scores: dict[str, Any], step: int, params: Any, meta: dict[str, Any]
@@ -411,8 +562,21 @@ def _write_trained_on(run: experiments.Run, workdir: str) -> None:
     rows = np.flatnonzero(used)
     content = crowd.picture_hashes(run.stores)
     table = {run.stores.image_id[r]: content[r] for r in rows}
+    if run.experiment.train.init_from:
+        table |= _seen_before(run.experiment.train.init_from, table)
     text = json.dumps({"image_sha256": table}) + "\n"
     whole.write_text(path, text)
+
+
+def _seen_before(workdir: str, table: dict[str, str]) -> dict[str, str]:
+    """Pictures that shaped the weights a run began with: they shape its own."""
+    seen = frozen.pictures_of(workdir)
+    if seen is None:
+        print(f"note: {workdir} has no trained_on.json: its pictures are not known")
+    return {
+        (i if table.get(i, digest) == digest else f"{i} of {workdir}"): digest
+        for digest, i in (seen or {}).items()
+    }
 
 
 def _in_words(scores: dict[str, float | None]) -> str:
@@ -436,7 +600,10 @@ def _stop_non_finite(loss: float, step: int, pictures: list[str], manager: Any) 
 
 def _check_params(state: State, step: int, manager: Any) -> None:
     """Refuses to save weights that are not finite."""
-    finite = jax.tree.map(lambda a: jnp.isfinite(a).all(), state.params)
+    is_finite = jax.jit(
+        lambda tree: jax.tree.map(lambda a: jnp.isfinite(a).all(), tree)
+    )
+    finite = is_finite(state.params)
     bad = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, ok in jax.tree_util.tree_leaves_with_path(finite)
@@ -453,17 +620,19 @@ def _check_params(state: State, step: int, manager: Any) -> None:
 class _Log:
     """metrics.jsonl, and TensorBoard when tensorboardX is installed.
 
-    `always` stands in every line.
+    `always` stands in every line. Only process 0 writes.
     """
 
     def __init__(self, workdir: str, start: int, always: dict[str, Any]):
         self._always = always
+        self._file = self._board = None
+        if not cluster.is_first():
+            return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [x for x in evaluate.read_log(workdir) if x["step"] <= start]
         text = "".join(json.dumps(x) + "\n" for x in kept)
         whole.write_text(path, text)
         self._file = path.open("a", encoding="utf-8")
-        self._board = None
         with contextlib.suppress(ImportError):
             import tensorboardX
 
@@ -471,6 +640,8 @@ class _Log:
             self._board = tensorboardX.SummaryWriter(folder, purge_step=start)
 
     def write(self, *, step: int, loss: float, **more: Any) -> None:
+        if self._file is None:
+            return
         line = {"step": step, "loss": loss, **more, **self._always}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -481,6 +652,7 @@ class _Log:
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()

@@ -12,12 +12,13 @@ import time
 
 from absl import flags
 
-from ubrain_jax import checkpoint, errors, evaluate, frozen, subjects
+from ubrain_jax import checkpoint, cluster, errors, evaluate, frozen, subjects
 from ubrain_jax.maps import report
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
+    cluster.refuse_several("python -m ubrain_jax.transfer")
     values = flags.FLAGS
     needed = ("encoder", "crowd", "subject", "workdir")
     errors.check_flags(argv, *(values[name] for name in needed))

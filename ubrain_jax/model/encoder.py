@@ -194,8 +194,9 @@ def build(
 ) -> Parts:
     """Initial encoder on the mesh: table striped over "voxel", the rest everywhere."""
     graph, backbone_state = nnx.split(backbone)
-    frozen = jax.device_put(
-        nnx.as_pure(backbone_state), sharding.place(mesh, sharding.REPLICATED)
+    frozen = jax.tree.map(
+        lambda a: sharding.put(mesh, sharding.REPLICATED, a),
+        nnx.as_pure(backbone_state),
     )
 
     def trainable(key):

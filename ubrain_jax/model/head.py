@@ -11,6 +11,7 @@ follows the authors' released code (docs/decisions/0003-model.md).
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ class Head(nnx.Module):
         )
 
     def spatial_attention(
-        self, tap: int, features: jax.Array, embedding: jax.Array
+        self, tap: Any, features: jax.Array, embedding: jax.Array
     ) -> jax.Array:
         """Where one voxel looks: features (P, C) of one tap, (E,) -> weights (P,).
 
@@ -143,7 +144,7 @@ class Head(nnx.Module):
             Scalar, float32, in the units of the responses (z-scores).
         """
 
-        def one_tap(tap: int, features: jax.Array, embedding: jax.Array) -> jax.Array:
+        def one_tap(tap: Any, features: jax.Array, embedding: jax.Array) -> jax.Array:
             weights = self.spatial_attention(tap, features, embedding)
             s = self._dot(weights, features)  # (C,)
             u = layer_norm(s, self.norm_scale[tap], self.norm_bias[tap])
@@ -160,7 +161,15 @@ class Head(nnx.Module):
             return jnp.sum(w * m)
 
         if self.remat:
-            one_tap = jax.checkpoint(one_tap, static_argnums=0)
+            # In a scan: side by side, XLA keeps what all taps computed again.
+            again = jax.checkpoint(one_tap)
+            taps = jnp.arange(self.num_taps)
+            start = jnp.zeros((), jnp.promote_types(self.dtype, jnp.float32))
+            return jax.lax.scan(
+                lambda total, tap: (total + again(*tap, embedding), None),
+                start,
+                (taps, features),
+            )[0]
         taps = range(self.num_taps)
         each = [one_tap(tap, features[tap], embedding) for tap in taps]
         return jnp.sum(jnp.stack(each))
