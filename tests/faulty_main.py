@@ -6,23 +6,21 @@ import time
 
 from ubrain_jax import batches, errors, watch
 
-KIND, CALL = os.environ["FAULT"], int(os.environ["FAULT_CALL"])
 real, calls = batches.gather, []
 
 
 def faulty(*args):
     calls.append(1)
-    if len(calls) == CALL and "--process_id=1" in sys.argv:
-        if KIND == "raise":
+    if len(calls) == int(os.environ["FAULT_CALL"]) and "--process_id=1" in sys.argv:
+        if os.environ["FAULT"] == "raise":
             raise ValueError("a planted fault")
         watch.start_watchdog(2)
         time.sleep(600)
     return real(*args)
 
 
-batches.gather = faulty
-
 if __name__ == "__main__":
     from ubrain_jax import main
 
+    batches.gather = faulty
     errors.run_command(main.main)
