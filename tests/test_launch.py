@@ -703,6 +703,7 @@ def test_local_trains_with_two_processes_stops_at_sigterm_and_goes_on(
     finally:
         if launcher.poll() is None:
             launcher.terminate()
+            launcher.wait(60)
     saved = log.read_text().count("\n")
     assert saved < 5000
     again = subprocess.run(
