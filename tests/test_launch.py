@@ -683,7 +683,7 @@ def test_local_trains_with_two_processes_stops_at_sigterm_and_goes_on(
     }
     sections = tiny_dict(
         train={"steps": 5000, "log_every_steps": 1, "checkpoint_every_steps": 5000},
-        optim={"warmup_steps": 0},
+        optim={"warmup_steps": 0, "schedule": "constant"},
     )
     del sections["mesh"]
     flags = [
