@@ -1,6 +1,7 @@
 """The store: its layout, that it is whole or absent, and what opening refuses."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import warnings
@@ -1052,3 +1054,20 @@ def test_an_xarray_table_that_cannot_be_written_leaves_the_old(tmp_path, monkeyp
     xarray.testing.assert_identical(
         xarray.open_zarr(path, consolidated=False).load(), table(1.0)
     )
+
+
+def test_a_folder_over_nfs_is_locked_through_a_file(tmp_path, monkeypatch):
+    """NFS refuses to lock what is not open for writing."""
+    real = fcntl.flock
+
+    def flock(handle, flags):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return real(handle, flags)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with crowd.locked(tmp_path), pytest.raises(BlockingIOError):
+        with crowd.locked(tmp_path):
+            pass
+    with crowd.locked(tmp_path):
+        pass

@@ -353,8 +353,12 @@ def test_kubernetes_would_apply_an_indexed_job_with_a_name_for_pod_0():
         MORE.replace("$(", "$$("),
     ]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 2}
-    assert container["volumeMounts"] == [{"name": "disk", "mountPath": "/d"}]
-    (volume,) = pod["volumes"]
+    assert container["volumeMounts"] == [
+        {"name": "disk", "mountPath": "/d"},
+        {"name": "memory", "mountPath": "/dev/shm"},  # noqa: S108
+    ]
+    memory, volume = pod["volumes"]
+    assert memory["emptyDir"] == {"medium": "Memory"}
     assert volume["persistentVolumeClaim"] == {"claimName": "disk"}
     environment = {e["name"]: e["value"] for e in container["env"]}
     assert environment["HF_HUB_OFFLINE"] == "1"

@@ -8,6 +8,7 @@ TensorStore, one read for a batch. This module knows nothing of any dataset's fi
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import glob
 import hashlib
@@ -246,7 +247,15 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """Holds the lock of a folder; OSError if another process has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            # Over NFS only what is open for writing can be locked, so no folder.
+            os.close(handle)
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)

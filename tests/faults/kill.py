@@ -9,6 +9,8 @@ unbroken run, bit for bit. --kills are of a process that only saves
 """
 
 import argparse
+import contextlib
+import io
 import os
 import pathlib
 import random
@@ -79,7 +81,8 @@ def of_saver(workdir: pathlib.Path, kills: int, rng: random.Random) -> dict[str,
     state = saver.initial(KILOBYTES)
     for _ in range(last):
         state = saver.jax.jit(saver.after)(state)
-    saver.run(str(workdir), last, EVERY, KILOBYTES)
+    with contextlib.redirect_stdout(io.StringIO()):
+        saver.run(str(workdir), last, EVERY, KILOBYTES)
     found = states.leaves_of(folder)
     np.testing.assert_array_equal(found["['weights']"], state["weights"])
     return told
