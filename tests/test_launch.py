@@ -634,6 +634,9 @@ def test_local_starts_again_as_often_as_allowed(
 
 def started(settings, *arguments):
     """local.sh in a session of its own, not waited for."""
+    # Tests that a shell started in the background ignore it, which a child inherits
+    # and bash then cannot trap.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         ["bash", str(LAUNCH / "local.sh"), *arguments],
         env=clean(**settings),

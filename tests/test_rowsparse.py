@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+from tests import states
 from ubrain_jax import (
-    checkpoint,
     config,
     errors,
     experiments,
@@ -328,18 +328,10 @@ def trained(tiny, folder, kind: str, shape=(1, 1)) -> dict[str, np.ndarray]:
     run = experiments.prepare_run(experiment, devices)
     folder.mkdir(exist_ok=True)
     state = train.train(run, str(folder))
-    with checkpoint.open_manager(str(folder), 3) as manager:
-        tree = manager.restore(manager.latest_step())["state"]
-    table = [
-        a
-        for p, a in jax.tree_util.tree_leaves_with_path(tree["params"])
-        if "table" in jax.tree_util.keystr(p)
-    ]
+    leaves = states.leaves_of(folder / "checkpoints")
+    table = [a for name, a in leaves.items() if name == "['params']['table']"]
     np.testing.assert_array_equal(table[0], state.params["table"])
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return leaves
 
 
 def same(one, other, atol):

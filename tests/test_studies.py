@@ -288,7 +288,8 @@ def test_charts_stand_odd_names_one_seed_and_missing_points(tmp_path):
 
 
 def test_a_chart_that_cannot_be_written_is_an_output_error(tmp_path):
-    with pytest.raises(errors.OutputError, match="No such file"):
+    (tmp_path / "no").write_text("a file, not a folder")
+    with pytest.raises(errors.OutputError, match="cannot be written"):
         charts.groups(
             tmp_path / "no" / "b", [panel([(0, "a")], 1)], ["x"], "subject", ""
         )
