@@ -24,6 +24,16 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def write_config(path, settings):
+    """A config file with the tiny settings, for the real command."""
+    lines = ["from ubrain_jax import config", "def get_config():"]
+    lines.append("    c = config.default()")
+    for section, values in settings.items():
+        for key, value in values.items():
+            lines.append(f"    c.{section}.{key} = {value!r}")
+    path.write_text("\n".join([*lines, "    return c", ""]))
+
+
 def command(config, workdir, *more, module=("-m", "ubrain_jax.main")):
     return [
         sys.executable,

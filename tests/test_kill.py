@@ -6,36 +6,16 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from tests import states
+from tests.several import command, write_config
 from ubrain_jax import crowd
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-def write_config(path, settings):
-    """A config file with the tiny settings, for the real command."""
-    lines = ["from ubrain_jax import config", "def get_config():"]
-    lines.append("    c = config.default()")
-    for section, values in settings.items():
-        for key, value in values.items():
-            lines.append(f"    c.{section}.{key} = {value!r}")
-    path.write_text("\n".join([*lines, "    return c", ""]))
-
-
-def command(config, workdir):
-    return [
-        sys.executable,
-        "-m",
-        "ubrain_jax.main",
-        f"--config={config}",
-        f"--workdir={workdir}",
-    ]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray
 
-from tests.several import Started, command, environment, wait_for_lines
+from tests.several import Started, command, environment, wait_for_lines, write_config
 from ubrain_jax import checkpoint, crowd, errors
 
 pytestmark = pytest.mark.slow
@@ -34,12 +34,8 @@ def config(tmp_path_factory, tiny_dict):
         },
     )
     del settings["mesh"]
-    lines = ["from ubrain_jax import config", "def get_config():"]
-    lines.append("    c = config.default()")
-    for section, values in settings.items():
-        lines += [f"    c.{section}.{k} = {v!r}" for k, v in values.items()]
     path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text("\n".join([*lines, "    return c", ""]))
+    write_config(path, settings)
     return path
 
 

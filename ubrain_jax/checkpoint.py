@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ubrain_jax import cluster, crowd, errors, sealed, whole
+from ubrain_jax.model import encoder
 
 FORMAT = 1
 # Orbax writes these two at the last moment, after the manifest. Nobody reads the
@@ -191,7 +192,7 @@ class Checkpoints:
             yield
         except jax.errors.JaxRuntimeError:
             raise  # another process is gone, not the disk
-        except (OSError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             if cluster.is_lost_peer(error):
                 raise
             for folder in self._unfinished() if cluster.is_first() else ():
@@ -311,11 +312,6 @@ def check_room(folder: pathlib.Path, *sizes: int) -> None:
             "Free some space, keep fewer (train.keep_checkpoints) or choose another "
             "--workdir.",
         )
-
-
-def save(manager: Checkpoints, step: int, state: Any, meta: dict[str, Any]) -> None:
-    """As `Checkpoints.save`."""
-    manager.save(step, state, meta)
 
 
 def read_meta(folder: pathlib.Path, step: int) -> dict[str, Any]:
@@ -475,12 +471,8 @@ def _mismatch(stored: Any, like: Any) -> list[str]:
     """
 
     def flat(tree: Any) -> dict[str, tuple]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in leaves
-            if hasattr(leaf, "shape")
-        }
+        leaves = encoder.by_name(tree).items()
+        return {name: tuple(a.shape) for name, a in leaves if hasattr(a, "shape")}
 
     old, new = flat(stored), flat(like)
     return [

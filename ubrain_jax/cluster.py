@@ -164,16 +164,9 @@ def _check_flags(
         "--process_id": process_id,
     }
     absent = [name for name, value in flags.items() if value is None]
+    alone = num_processes == 1 and absent == ["--coordinator", "--process_id"]
     found = expected = ""
-    if (
-        absent
-        and len(absent) < 3
-        and (absent, num_processes)
-        != (
-            ["--coordinator", "--process_id"],
-            1,
-        )
-    ):
+    if 0 < len(absent) < 3 and not alone:
         found, expected = f"without {', '.join(absent)}", "all three or none"
     elif num_processes is not None and num_processes < 1:
         found, expected = f"--num_processes={num_processes}", "1 or more"
@@ -283,11 +276,6 @@ def from_first(make: Callable[[], Value]) -> Value:
     if jax.process_count() == 1:
         return make()
     return json.loads(gather(json.dumps(make()) if is_first() else "")[0])
-
-
-def wait_for_all() -> None:
-    """Returns when every process is here."""
-    gather("")
 
 
 def agree(facts: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from ubrain_jax import (
     errors,
     evaluate,
     experiments,
+    sealed,
     sharding,
     whole,
 )
@@ -240,8 +241,7 @@ def features(
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     path, proof = folder / f"{name}.features", folder / f"{name}.sha256"
     if path.exists() and proof.exists() and path.stat().st_size == size:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sealed.sha256_of(path)
         if digest == proof.read_text().strip():
             print(f"features from {path}", flush=True)
             return np.memmap(path, dtype, "r", shape=shape)
@@ -274,9 +274,7 @@ def _compute_to_file(
     with whole.writing(path, room) as unfinished:
         out = np.memmap(unfinished, dtype, "w+", shape=shape)
         _compute(predictor, params, rows, out)
-        with unfinished.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.write_text(proof, digest + "\n")
+        whole.write_text(proof, sealed.sha256_of(unfinished) + "\n")
     return np.memmap(path, dtype, "r", shape=shape)
 
 

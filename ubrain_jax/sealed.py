@@ -20,7 +20,7 @@ def seal(folder: pathlib.Path, unread: tuple[str, ...] = ()) -> None:
         unread: Files at its top that nobody reads and that may still change.
     """
     files = {
-        name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
         for name, path in _files(folder, unread).items()
     }
     line = json.dumps({"version": 1, "files": files}, sort_keys=True)
@@ -71,7 +71,7 @@ def faults(folder: pathlib.Path, unread: tuple[str, ...] = ()) -> list[str]:
             expected, digest = sealed[name]
             if size != expected:
                 found.append(f"{name} has {size} bytes instead of {expected}")
-            elif _sha256(there[name]) != digest:
+            elif sha256_of(there[name]) != digest:
                 found.append(f"{name} has another content")
         except OSError as error:
             found.append(f"{name} cannot be read ({error.strerror})")
@@ -89,6 +89,7 @@ def _files(folder: pathlib.Path, unread: tuple[str, ...]) -> dict[str, pathlib.P
     }
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256_of(path: pathlib.Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

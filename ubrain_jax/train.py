@@ -484,7 +484,7 @@ def train(
                 watch.alive(f"saving step {done}")
                 state = programs.settled(state)
                 _check_params(state, done, manager)
-                checkpoint.save(manager, done, optim.saved(state), meta)
+                manager.save(done, optim.saved(state), meta)
                 watch.alive(f"step {done + 1}")
             if stopping:
                 watch.alive(f"saving step {done}")
@@ -507,14 +507,12 @@ def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[An
     if run.experiment.train.select == "last":
         return state.params, int(state.step)
     params, _, step = checkpoint.read_params(workdir, "best")
-
-    def name(path: Any) -> str:
-        return jax.tree_util.keystr(path, simple=True, separator="/")
-
     # By name: what was read are plain dicts, the state's are of another type.
-    read = {name(path): a for path, a in jax.tree_util.tree_leaves_with_path(params)}
+    read = encoder.by_name(params)
     placed = jax.tree_util.tree_map_with_path(
-        lambda path, like: sharding.put_as(like.sharding, read[name(path)]),
+        lambda path, like: sharding.put_as(
+            like.sharding, read[encoder.leaf_name(path)]
+        ),
         state.params,
     )
     return placed, step
@@ -544,7 +542,7 @@ class _Best:
         if score > self._score:
             self._score = score
             weights = {"params": params}
-            checkpoint.save(self._manager, step, weights, {**meta, "val_score": score})
+            self._manager.save(step, weights, {**meta, "val_score": score})
 
     def close(self) -> None:
         self._manager.wait_until_finished()
@@ -598,17 +596,16 @@ def _stop_non_finite(loss: float, step: int, pictures: list[str], manager: Any) 
     )
 
 
+@jax.jit
+def _are_finite(tree: Any) -> Any:
+    """Whether all numbers of each leaf are."""
+    return jax.tree.map(lambda a: jnp.isfinite(a).all(), tree)
+
+
 def _check_params(state: State, step: int, manager: Any) -> None:
     """Refuses to save weights that are not finite."""
-    is_finite = jax.jit(
-        lambda tree: jax.tree.map(lambda a: jnp.isfinite(a).all(), tree)
-    )
-    finite = is_finite(state.params)
-    bad = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, ok in jax.tree_util.tree_leaves_with_path(finite)
-        if not bool(ok)
-    ]
+    finite = encoder.by_name(_are_finite(state.params))
+    bad = [name for name, ok in finite.items() if not bool(ok)]
     if bad:
         manager.wait_until_finished()
         raise errors.NonFiniteLossError(

@@ -38,7 +38,7 @@ def begin(
             "Use the same backbone.weights.",
         )
     frozen.refuse_seen(trained, run.stores)
-    old, new = _by_name(trained.shared), _by_name(params)
+    old, new = encoder.by_name(trained.shared), encoder.by_name(params)
     table = new.pop("table")
     faults = [f"{name} is missing" for name in sorted(new.keys() - old.keys())]
     faults += [f"{name} is not used" for name in sorted(old.keys() - new.keys())]
@@ -52,8 +52,12 @@ def begin(
             f"embeddings have {trained.embeddings.shape[-1]} numbers, not "
             f"{table.shape[-1]}"
         )
-    given, known, lines = _rows(run, trained, table.shape[-1])
-    faults += [line for line in lines if line.startswith("subject ")]
+    had = trained.subjects
+    faults += [
+        f"subject {s.name} had {had[s.name]} voxels and has {s.num_voxels}"
+        for s in run.stores.subjects
+        if had.get(s.name, s.num_voxels) != s.num_voxels
+    ]
     if faults:
         raise errors.InputError(
             "train.init_from",
@@ -62,6 +66,7 @@ def begin(
             "weights that fit this config",
             "Use the backbone, adapter and head settings of that run.",
         )
+    given, known, lines = _rows(run, trained)
     stripes = run.experiment.data.stripes
     rows, mask = (encoder.table_of_rows(x, stripes) for x in (given, known))
     placed = [sharding.put_as(table.sharding, x) for x in (rows, mask)]
@@ -72,48 +77,27 @@ def begin(
     mixed = {"table": mix(table, *placed)}
     mixed |= {n: sharding.put_as(like.sharding, old[n]) for n, like in new.items()}
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: mixed[_name(path)], params
+        lambda path, _: mixed[encoder.leaf_name(path)], params
     ), lines
 
 
 def _rows(
-    run: experiments.Run, trained: frozen.Trained, size: int
+    run: experiments.Run, trained: frozen.Trained
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Embeddings (V, E), whether they are known (V, 1), and a line for each subject.
-
-    Lines that begin with "subject " are faults.
-    """
-    starts = dict(
-        zip(
-            trained.subjects,
-            np.cumsum([0, *trained.subjects.values()])[:-1],
-            strict=True,
-        )
-    )
+    """Embeddings (V, E), whether they are known (V, 1), and a line for each subject."""
+    ends = np.cumsum(list(trained.subjects.values()))
+    last = dict(zip(trained.subjects, ends, strict=True))
+    size = trained.embeddings.shape[-1]
     given = np.zeros((run.stores.num_voxels, size), np.float32)
     known = np.zeros((run.stores.num_voxels, 1), bool)
     lines = []
     for subject in run.stores.subjects:
-        count = trained.subjects.get(subject.name)
-        if count is None:
+        if subject.name not in last:
             lines.append(f"{subject.name}: random embeddings")
-        elif count != subject.num_voxels:
-            lines.append(
-                f"subject {subject.name} had {count} voxels and has "
-                f"{subject.num_voxels}"
-            )
-        elif trained.embeddings.shape[-1] == size:
-            own = slice(subject.offset, subject.offset + count)
-            first = starts[subject.name]
-            given[own] = trained.embeddings[first : first + count]
-            known[own] = True
-            lines.append(f"{subject.name}: embeddings of {trained.workdir}")
+            continue
+        own = slice(subject.offset, subject.offset + subject.num_voxels)
+        end = last[subject.name]
+        given[own] = trained.embeddings[end - subject.num_voxels : end]
+        known[own] = True
+        lines.append(f"{subject.name}: embeddings of {trained.workdir}")
     return given, known, lines
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    return {_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(tree)}

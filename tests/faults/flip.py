@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         state = saver.initial(64)
         tree = {"params": jax.tree.map(lambda a: a + 1, state)}
         with contextlib.closing(checkpoint.open_manager(name, 3)) as manager:
-            checkpoint.save(manager, STEP, tree, {})
+            manager.save(STEP, tree, {})
             manager.wait_until_finished()
         told = flips(folder, tree["params"], given.flips, given.seed)
         text = ", ".join(f"{k} {v}" for k, v in told.items())

@@ -46,7 +46,7 @@ def run(folder: str, steps: int, every: int, kilobytes: int) -> None:
             if done % every == 0 or done == steps:
                 manager.wait_until_finished()
                 print(f"save {done}", flush=True)
-                checkpoint.save(manager, done, state, {"step": done})
+                manager.save(done, state, {"step": done})
         manager.wait_until_finished()
         manager.close()
 

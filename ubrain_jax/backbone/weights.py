@@ -14,7 +14,6 @@ number is checked, and all faults are told at once. The stages are in this order
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from ubrain_jax import errors
+from ubrain_jax import errors, sealed
 from ubrain_jax.backbone import dinov2, pth
 
 BUNDLED = pathlib.Path(__file__).parent / "bundled"
@@ -149,7 +148,7 @@ def load(
     )  # float32 until here: one rounding
     weights["position"] = resized.astype(dinov2.storage_dtype("position", dtype))
     net = dinov2.Dinov2(found, weights, num_blocks, image_px, dtype)
-    digests = {path.name: _sha256(path) for path in hashed}
+    digests = {path.name: sealed.sha256_of(path) for path in hashed}
     return net, Provenance(source, origin, digests, found, False, unneeded)
 
 
@@ -957,8 +956,3 @@ def _fill(
             part = target[..., i * size : (i + 1) * size]
             part[...] = value.reshape(part.shape)
     return weights
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

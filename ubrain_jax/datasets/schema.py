@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ubrain_jax import errors
+from ubrain_jax import errors, sealed
 
 # What NumPy raises at a damaged .npy; its repair of Python 2 headers adds the last.
 NOT_NPY = (ValueError, OSError, EOFError, OverflowError, tokenize.TokenError)
@@ -220,8 +220,7 @@ def describe(path: pathlib.Path, source: pathlib.Path) -> dict[str, Any]:
     size = path.stat().st_size
     digest = None
     if size < _HASH_BELOW:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sealed.sha256_of(path)
     return {"file": inside(path, source), "size": size, "sha256": digest}
 
 

@@ -13,12 +13,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from ubrain_jax import config, errors, whole
+from ubrain_jax.model import encoder
 
 FORMAT = "ubrain-subject"
 VERSION = 1
@@ -51,8 +51,7 @@ class Subject(NamedTuple):
 def tree_sha256(tree: Any) -> str:
     """Hash of all names, types, shapes and bytes of a tree of arrays."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in leaves}
+    named = encoder.by_name(tree)
     for name in sorted(named):
         array = np.ascontiguousarray(named[name])
         digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())

@@ -216,6 +216,17 @@ def build(
     return Parts(parts.graph, values, frozen)
 
 
+def leaf_name(path: Any) -> str:
+    """Name of a leaf from its path, as head/fc1_kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by name: trees of other types, such as read from disk, compare so."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_name(path): leaf for path, leaf in leaves}
+
+
 def placements(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Sharding of every leaf of trainable weights or of their optimiser state."""
 
