@@ -115,6 +115,11 @@ class Checkpoints:
                 todelete_subdir="trash",
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                # Else checkpoints/ and best/ meet at one barrier between processes
+                # when they save the same step.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=folder.name
+                ),
             ),
             # Named, so that what a checkpoint holds can be listed before it is read.
             item_handlers={
