@@ -88,13 +88,26 @@ class Predictor:
             part = rows[start : start + self._batch]
             padded = np.resize(part, self._batch)  # one shape, compiled once
             pictures = crowd.read_pictures(run.stores, padded[own])
-            shape = (self._batch, *pictures.shape[1:])
-            pictures = sharding.put_block(run.mesh, sharding.IMAGES, shape, pictures)
-            block = self._features(params, run.parts.frozen, pictures)
+            block = self.features_of(params, pictures, self._batch)
             if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
             out[start : start + len(part)] = np.asarray(block)[: len(part)]
         return out
+
+    def features_of(self, params: Any, pictures: np.ndarray, size: int) -> jax.Array:
+        """Features (size, L, P, C) of pictures (size, H, W, 3) uint8, on the devices.
+
+        One of several processes gives its share of the pictures.
+        """
+        mesh, shape = self.run.mesh, (size, *pictures.shape[1:])
+        placed = sharding.put_block(mesh, sharding.IMAGES, shape, pictures)
+        return self._features(params, self.run.parts.frozen, placed)
+
+    def respond(
+        self, params: Any, features: jax.Array, embeddings: jax.Array
+    ) -> jax.Array:
+        """Features (M, L, P, C), embeddings (n, E) -> (M, n), all on the devices."""
+        return self._respond(params, self.run.parts.frozen, features, embeddings)
 
     def responses(
         self,
