@@ -440,8 +440,7 @@ def picture_sha256(picture: np.ndarray) -> str:
 
 def _hashes_of(picture: np.ndarray) -> tuple[str, int]:
     """Of a stored picture: sha256 of its pixels in hex, and what it looks like."""
-    digest = hashlib.sha256(picture.tobytes()).hexdigest()
-    return digest, lookalikes.perceptual_hash(picture)
+    return picture_sha256(picture), lookalikes.perceptual_hash(picture)
 
 
 def _put(group: zarr.Group, name: str, values: np.ndarray, dims: tuple) -> None:

@@ -170,13 +170,17 @@ def voxels_of(subject: crowd.SubjectRows) -> np.ndarray:
     return np.arange(subject.offset, subject.offset + subject.num_voxels)
 
 
+# Pictures of a subject below which its validation says nothing.
+LEAST_PICTURES = 3
+
+
 def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
     """Median correlation of each subject on a fixed choice of validation pictures.
 
     Returns:
-        {"val_median_r/NAME": value, "val_undefined/NAME": voxels without a value};
-        subjects with fewer than 3 such pictures are left out, and a median of no
-        voxel is None.
+        {"val_median_r/NAME": value, "val_undefined/NAME": voxels without a value},
+        and "val_p75_r/NAME" where train.val_score is 'p75'; subjects with fewer than
+        3 such pictures are left out, and a score of no voxel is None.
     """
     run, scores = predictor.run, {}
     rng = np.random.default_rng(run.experiment.train.seed)
@@ -185,7 +189,7 @@ def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
         samples = subject.samples("val")
         if len(samples) > limit:
             samples = np.sort(rng.choice(samples, limit, replace=False))
-        if len(samples) < 3:
+        if len(samples) < LEAST_PICTURES:
             continue
         features = predictor.features(params, subject.image[samples])
         predicted = predictor.responses(params, features, voxels_of(subject))
@@ -193,7 +197,8 @@ def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
             continue
         r = metrics.pearson(crowd.read_responses(subject, samples), predicted)
         found = metrics.null_for_nan(metrics.quartiles(r))
-        scores[f"val_median_r/{subject.name}"] = found["median"]
+        for kind in dict.fromkeys(("median", run.experiment.train.val_score)):
+            scores[f"val_{kind}_r/{subject.name}"] = found[kind]
         if found["undefined"]:
             scores[f"val_undefined/{subject.name}"] = found["undefined"]
     # Whether weights are kept depends on them, so all must have the same.

@@ -84,6 +84,8 @@ def encoder_sha256(
         "taps": backbone.taps,
         "image_px": backbone.image_px,
         "keep_cls": backbone.keep_cls,
+        # Absent by default, as in files that are older than the choice.
+        **({} if backbone.drop == "registers" else {"drop": backbone.drop}),
         "adapter": dataclasses.asdict(experiment.adapter),
         "head": [head.embed_dim, head.channels, head.mlp_ratio],
         "shared": tree_sha256(shared),
