@@ -320,18 +320,16 @@ def experiment(
         errors.ConfigError: If a value is out of range.
     """
     names = [name for name, g in dinov2.GEOMETRIES.items() if g == geometry]
-    tokens: dict[str, Any] = {"keep_cls": True}
-    if drop != "registers":
-        tokens["drop"] = drop
     given = {
-        "data": {"crowd": [crowd]},
+        "data": {"crowd": [crowd], "replacement": True, "shift_px": 3},
         "backbone": {
             "name": names[0] if names else "",
             "weights": backbone,
             "taps": settings.taps,
             "image_px": settings.image_px,
             "dtype": "float32",
-            **tokens,
+            "keep_cls": True,
+            "drop": drop,
         },
         "adapter": {
             "kind": "residual",
@@ -346,7 +344,13 @@ def experiment(
             "dtype": "float32",
         },
         "loss": {"kind": "released", "alpha": 0.1},
-        "train": {"epochs": 30.0},
+        "optim": {"amsgrad": True, "schedule": "plateau"},
+        "train": {
+            "epochs": 30.0,
+            "eval_every_steps": 2100,
+            "select": "best",
+            "val_score": "p75",
+        },
     }
     return config.from_dict(given, "the settings of the released file")
 
