@@ -21,7 +21,7 @@ from absl import flags
 from flax import nnx
 
 import ubrain_jax
-from ubrain_jax import cluster, config, crowd, errors, sealed, sharding
+from ubrain_jax import cluster, config, crowd, errors, sealed
 from ubrain_jax.backbone import dinov2, weights
 from ubrain_jax.model import bundle, encoder, released, released_numpy
 
@@ -189,30 +189,29 @@ def predict(
     embeddings: np.ndarray,
 ) -> np.ndarray:
     """Responses (B, N) of our form to pictures (B, H, W, 3), float32."""
-    mesh = sharding.make_mesh(
-        1,
-        1,
-        stripes=experiment.data.stripes,
-        batch_images=experiment.data.batch_images,
-        devices=jax.devices()[:1],
+    graph, state = nnx.split(network)
+    frozen = nnx.as_pure(state)
+    # Shapes alone: initial values would be drawn for nothing.
+    whole = nnx.eval_shape(
+        lambda: encoder.Encoder(
+            experiment, nnx.merge(graph, frozen), 1, jax.random.key(0)
+        )
     )
-    parts = encoder.build(experiment, network, 1, mesh)
-    wrong = {
-        name: (leaf.shape, np.shape(encoder.by_name(shared).get(name)))
-        for name, leaf in encoder.by_name(parts.trainable).items()
-        if name != "table" and leaf.shape != np.shape(encoder.by_name(shared).get(name))
-    }
-    if wrong:
-        raise ValueError(f"converted weights do not fit: {wrong}")
-    params = {**parts.trainable, **shared}
+    parts = encoder.split(whole)
+    wanted = {n: leaf.shape for n, leaf in encoder.by_name(parts.trainable).items()}
+    found = {n: leaf.shape for n, leaf in encoder.by_name(shared).items()}
+    if found != {name: shape for name, shape in wanted.items() if name != "table"}:
+        raise ValueError(f"converted weights are {found}, not {wanted}")
+    params = {**shared, "table": np.zeros(wanted["table"], np.float32)}
 
     @jax.jit
     def run(params, frozen, pictures, embeddings):
         model = nnx.merge(parts.graph, params, frozen)
         return model.respond_all(model.features(pictures), embeddings, None)
 
+    frozen = {**parts.frozen, "backbone": frozen}
     with jax.default_matmul_precision("highest"):
-        return np.asarray(run(params, parts.frozen, pictures, embeddings))
+        return np.asarray(run(params, frozen, pictures, embeddings))
 
 
 def probe(
@@ -399,7 +398,7 @@ def convert(
         )
     told: dict[str, Any] = {
         "converted_by": f"ubrain_jax {ubrain_jax.__version__}",
-        "files": {os.path.basename(f): sealed.sha256_of(f) for f in files},
+        "files": {os.path.basename(f): sealed.sha256_of(pathlib.Path(f)) for f in files},
         "drop": drop,
         "assumed": list(settings.assumed),
         "unused_tensors": list(source.unused),
