@@ -76,8 +76,10 @@ def test_a_bundle_predicts_as_the_released_code(files, tmp_path, drop, capsys):
     for changed in (theirs(other), theirs(drop, 1e-9), theirs(drop)[:, ::-1]):
         assert np.abs(ours - changed).max() > 1e-2 * scale
     told = capsys.readouterr().out
-    assert f"drop: {drop}" in told and "self-check: 2 pictures, 11 voxels" in told
-    assert "the file's own equals" in told and "layer_embed" in told
+    assert f"drop: {drop}" in told
+    assert "self-check: 2 pictures, 11 voxels" in told
+    assert "the file's own equals" in told
+    assert "layer_embed" in told
 
 
 def test_both_forms_make_the_same_bundle_but_for_where_it_is_from(files, tmp_path):
@@ -90,19 +92,24 @@ def test_both_forms_make_the_same_bundle_but_for_where_it_is_from(files, tmp_pat
     np.testing.assert_array_equal(a.subjects[0].embedding, b.subjects[0].embedding)
     assert a.trained_with == b.trained_with == ("all",)
     assert set(b.provenance["files"]) == {"base.pt", "table.pt"}
-    assert a.backbone.source == "vit.safetensors" and not a.backbone.random
+    assert a.backbone.source == "vit.safetensors"
+    assert not a.backbone.random
     read = bundle.read(tmp_path / "b")
     [subject] = read.subjects
-    assert (subject.position == -1).all() and np.isnan(subject.ncsnr).all()
-    assert subject.roi.shape == (11, 0) and subject.attrs["dataset"] == "unknown"
-    assert read.seen is None and read.provenance["self_check"]["difference"] < 1e-5
+    assert (subject.position == -1).all()
+    assert np.isnan(subject.ncsnr).all()
+    assert subject.roi.shape == (11, 0)
+    assert subject.attrs["dataset"] == "unknown"
+    assert read.seen is None
+    assert read.provenance["self_check"]["difference"] < 1e-5
     assert "no licence" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_an_encoder_without_a_table_has_no_subjects(files, tmp_path):
     convert.convert(files.base, files.vit, str(tmp_path / "out"))
     read = bundle.read(tmp_path / "out")
-    assert read.subjects == () and read.trained_with == ()
+    assert read.subjects == ()
+    assert read.trained_with == ()
 
 
 def test_a_fitted_subject_did_not_train_the_encoder(files, tmp_path, capsys):
@@ -115,10 +122,12 @@ def test_a_fitted_subject_did_not_train_the_encoder(files, tmp_path, capsys):
         voxel_embed=str(fitted),
         subjects="me:4",
     )
-    assert made.trained_with == () and made.subjects[0].name == "me"
+    assert made.trained_with == ()
+    assert made.subjects[0].name == "me"
     np.testing.assert_array_equal(made.subjects[0].embedding, own["voxel_embed"])
     told = capsys.readouterr().out
-    assert "(11 rows) is not used" in told and "fitted to the base 'base.pt'" in told
+    assert "(11 rows) is not used" in told
+    assert "fitted to the base 'base.pt'" in told
 
 
 def test_a_table_of_nsd_is_split_by_its_subjects(files, tmp_path):
@@ -158,7 +167,8 @@ def test_a_store_tells_what_the_voxels_are(files, tmp_path, store):
         np.testing.assert_array_equal(subject.position, known.position)
         np.testing.assert_array_equal(subject.roi, known.roi)
         np.testing.assert_array_equal(subject.ncsnr, known.ncsnr)
-        assert subject.roi_names == known.roi_names and subject.attrs["simulated"]
+        assert subject.roi_names == known.roi_names
+        assert subject.attrs["simulated"]
     np.testing.assert_array_equal(made.subjects[1].embedding, table[10:33])
     assert (made.subjects[0].position == -1).all()
     with pytest.raises(errors.InputError, match="37 voxels there, 38 here"):
@@ -177,16 +187,19 @@ def test_another_backbone_is_refused(files, tmp_path):
     near = released_files.backbone()
     near["blocks.2.mlp.fc1.weight"][3, 4] *= 1.001
     found = refusal(near, files.whole)
-    assert "blocks.2.mlp.fc1.weight differs by" in found and "; and" not in found
+    assert "blocks.2.mlp.fc1.weight differs by" in found
+    assert "; and" not in found
     far = refusal(released_files.backbone(seed=8), files.whole)
-    assert "differs by" in far and "more" in far
+    assert "differs by" in far
+    assert "more" in far
     for changes, text in (
         ({"width": 128}, "128 width"),
         ({"depth": 5}, "5 blocks"),
         ({"registers": 0}, "0 register tokens"),
     ):
         found = refusal(released_files.backbone(**changes), files.base)
-        assert text in found and "facebook/dinov2-with-registers-large" in found
+        assert text in found
+        assert "facebook/dinov2-with-registers-large" in found
     own = released_files.backbone() | {"extra": np.zeros(2, np.float32)}
     del own["blocks.1.ls1.gamma"]
     path = released_files.write_module(tmp_path / "odd.pth", own=own)
@@ -288,5 +301,6 @@ def test_the_command_refuses_with_one_line_and_a_code(
         given[name] = value.format(cut=cut)
     done = command(*(f"{k}={v}" for k, v in given.items()))
     assert done.returncode == code
-    assert found in done.stderr and "Traceback" not in done.stderr
+    assert found in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

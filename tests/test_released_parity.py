@@ -60,7 +60,9 @@ def build(size):
 
 def pictures(count):
     rng = np.random.default_rng(4)
-    coarse = np.repeat(np.repeat(rng.integers(0, 256, (count, 16, 16, 3)), 14, 1), 14, 2)
+    coarse = np.repeat(
+        np.repeat(rng.integers(0, 256, (count, 16, 16, 3)), 14, 1), 14, 2
+    )
     fine = rng.integers(-30, 31, (count, 224, 224, 3))
     return np.clip(coarse + fine, 0, 255).astype(np.uint8)
 
@@ -133,7 +135,8 @@ def compare(size, folder, drops, count, record_property):
             f"float64 {exact[0]:.2e}, torch - float64 {exact[1]:.2e}; output's std "
             f"{scale:.3g}"
         )
-        assert difference < TOLERANCE and max(exact) < TOLERANCE
+        assert difference < TOLERANCE
+        assert max(exact) < TOLERANCE
         # The comparison sees the adapter and the choice of tokens.
         assert np.abs(wanted - without).max() > 100 * TOLERANCE * scale
         for other in set(drops) - {drop}:

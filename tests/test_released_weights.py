@@ -33,7 +33,8 @@ def test_both_forms_of_the_file_hold_the_same_encoder(tmp_path, export):
     assert export.settings.assumed == ()
     np.testing.assert_array_equal(whole.table, released_files.table())
     assert whole.backbone.keys() == released_files.backbone().keys()
-    assert export.table is None and export.backbone == {}
+    assert export.table is None
+    assert export.backbone == {}
     wrapped = torch_files.module(
         {f"module.{n}": a for n, a in released_files.weights().items()},
         **released_files.config(),
@@ -47,7 +48,8 @@ def test_every_tensor_has_its_place(export):
     ours = released.trainable(export)
     adapter, head = ours["adapter"], ours["head"]
     # x + A(B(x)): B is applied first. The adapter after the last tap is unused.
-    assert adapter["a"].shape == (3, 64, 2) and adapter["b"].shape == (3, 2, 64)
+    assert adapter["a"].shape == (3, 64, 2)
+    assert adapter["b"].shape == (3, 2, 64)
     np.testing.assert_array_equal(adapter["a"][2], theirs["lora_B.2.weight"].T)
     np.testing.assert_array_equal(adapter["b"][2], theirs["lora_A.2.weight"].T)
     for name, source in (
@@ -77,9 +79,12 @@ def test_converted_names_and_shapes_are_those_of_the_encoder(tmp_path, export):
     wanted = encoder.shared_shapes(experiment, network.geometry)
     found = encoder.by_name(released.trainable(export))
     assert {n: a.shape for n, a in found.items()} == wanted
-    assert experiment.adapter.kind == "residual" and experiment.backbone.keep_cls
-    assert experiment.adapter.alpha == 0.2 and experiment.adapter.rank == 2
-    assert experiment.loss.kind == "released" and experiment.backbone.name == ""
+    assert experiment.adapter.kind == "residual"
+    assert experiment.backbone.keep_cls
+    assert experiment.adapter.alpha == 0.2
+    assert experiment.adapter.rank == 2
+    assert experiment.loss.kind == "released"
+    assert experiment.backbone.name == ""
     assert experiment.head.dtype == experiment.backbone.dtype == "float32"
 
 
@@ -186,10 +191,14 @@ def test_what_a_file_does_not_tell_is_assumed_and_said(tmp_path):
     content = released_files.weights(depth=24, taps=[1, 6, 12, 18, 24])
     path = torch_files.write(tmp_path / "state.pt", content)
     found = released.open_encoder(path).settings
-    assert found.taps == (1, 6, 12, 18, 24) and found.alpha == 0.01
-    assert found.registers == 4 and found.image_px == 224
+    assert found.taps == (1, 6, 12, 18, 24)
+    assert found.alpha == 0.01
+    assert found.registers == 4
+    assert found.image_px == 224
     told = " ".join(found.assumed)
-    assert "select_layers" in told and "alpha 0.01" in told and "img_len 224" in told
+    assert "select_layers" in told
+    assert "alpha 0.01" in told
+    assert "img_len 224" in told
 
 
 def test_files_given_in_each_others_place_are_refused(tmp_path, export):

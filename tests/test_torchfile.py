@@ -43,7 +43,8 @@ def test_tensors_and_plain_values_of_a_dictionary(tmp_path):
         assert own.dtype == (np.int64 if name == "whole" else np.float32)
         np.testing.assert_array_equal(own, array.astype(own.dtype))
     assert found.plain == {"config": config}
-    assert found.names == () and found.module == ""
+    assert found.names == ()
+    assert found.module == ""
 
 
 def test_views_of_one_storage_and_turned_ones(tmp_path):
@@ -153,7 +154,10 @@ X = np.arange(6, dtype=np.float32)
         ({"x": View(X, -1, (2,), (1,))}, "a tensor of shape"),
         ({"x": View(X, 3, (2,), (-1,))}, "a tensor of shape"),
         ({"x": View(X, 0, (2**40, 2**40), (1, 1))}, "storage of 6 elements"),
-        ({"x": View(X, 0, (8,), (1,), claimed=8)}, "24 bytes in archive/data/0, not 32"),
+        (
+            {"x": View(X, 0, (8,), (1,), claimed=8)},
+            "24 bytes in archive/data/0, not 32",
+        ),
         ({"x": X.astype(np.complex64)}, "torch.ComplexFloatStorage"),
         ({"config": {"a": 1}}, "dict without tensors"),
         ({"x": X, "y": b"P7\n"}, "operation PERSID"),
@@ -199,7 +203,9 @@ def test_depth_and_size_have_limits(tmp_path):
     path = torch_files.write(tmp_path / "self.pt", {"x": X, "y": b"]q\x00h\x00a"})
     assert "too many or too deep" in refused(path)
     # Python's unpickler would make a memo of 4 billion places.
-    path = torch_files.write(tmp_path / "m.pt", {"x": X, "y": b"K\x01r\xff\xff\xff\xff"})
+    path = torch_files.write(
+        tmp_path / "m.pt", {"x": X, "y": b"K\x01r\xff\xff\xff\xff"}
+    )
     assert list(torchfile.read(path).tensors) == ["x"]
     # A dictionary of tuples in tuples: hashing them would exhaust the stack.
     nested = b"}" + b")" + b"\x85" * 100_000 + b"K\x01s"

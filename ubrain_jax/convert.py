@@ -398,7 +398,9 @@ def convert(
         )
     told: dict[str, Any] = {
         "converted_by": f"ubrain_jax {ubrain_jax.__version__}",
-        "files": {os.path.basename(f): sealed.sha256_of(pathlib.Path(f)) for f in files},
+        "files": {
+            os.path.basename(f): sealed.sha256_of(pathlib.Path(f)) for f in files
+        },
         "drop": drop,
         "assumed": list(settings.assumed),
         "unused_tensors": list(source.unused),

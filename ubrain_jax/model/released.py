@@ -416,7 +416,7 @@ def _table(s: Settings) -> list[_Part]:
 
 def _unused(s: Settings) -> dict[str, tuple[int, ...]]:
     """Tensors without effect, by name: their shapes."""
-    known = {"layer_embed": (s.embed_dim, len(s.taps))}
+    known: dict[str, tuple[int, ...]] = {"layer_embed": (s.embed_dim, len(s.taps))}
     for tap in range(len(s.taps)):  # shifts all logits of a voxel alike
         known[f"map_att.{tap}.project_x.bias"] = (s.embed_dim,)
     for block in range(s.taps[-1], s.num_adapters):  # after the last tap

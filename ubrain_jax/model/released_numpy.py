@@ -78,7 +78,9 @@ def one_tap(
     query = linear(weights, f"map_att.{tap}.project", embeddings)  # (N, E)
     key = linear(weights, f"map_att.{tap}.project_x", f)
     key = key + weights["pos_embed"].astype(f.dtype)[None]  # (B, P, E)
-    s = np.stack([softmax(query @ own.T) @ values for own, values in zip(key, f)])
+    s = np.stack(
+        [softmax(query @ own.T) @ values for own, values in zip(key, f, strict=True)]
+    )
     u = layer_norm(weights, f"norm.{tap}", s, 1e-5)
     hidden = gelu(linear(weights, f"mlp.{tap}.fc1", u))
     return u + linear(weights, f"mlp.{tap}.fc2", hidden)
