@@ -12,7 +12,7 @@ import pytest
 from tests import released_files, torch_files
 from ubrain_jax import convert, crowd, errors
 from ubrain_jax.backbone import weights
-from ubrain_jax.model import bundle, encoder, released, released_numpy
+from ubrain_jax.model import bundle, encoder, released, released_names, released_numpy
 
 
 class Files(NamedTuple):
@@ -113,14 +113,14 @@ def test_an_encoder_without_a_table_has_no_subjects(files, tmp_path):
 
 
 def test_a_fitted_subject_did_not_train_the_encoder(files, tmp_path, capsys):
-    own = {"voxel_embed": released_files.table(seed=9, voxels=4), "base": "base.pt"}
+    own = {"voxel_embed": released_files.table(seed=9), "base": "base.pt"}
     fitted = torch_files.write(tmp_path / "me.pt", own)
     made = convert.convert(
         files.whole,
         files.vit,
         str(tmp_path / "out"),
         voxel_embed=str(fitted),
-        subjects="me:4",
+        subjects="me:11",
     )
     assert made.trained_with == ()
     assert made.subjects[0].name == "me"
@@ -210,10 +210,10 @@ def test_another_backbone_is_refused(files, tmp_path):
 
 @pytest.mark.parametrize("fault", ["taps", "turned", "scale"])
 def test_a_conversion_at_fault_writes_nothing(files, tmp_path, monkeypatch, fault):
-    right = released.trainable
+    right = released_names.trainable
 
-    def wrong(source):
-        tree = right(source)
+    def wrong(tensors, settings):
+        tree = right(tensors, settings)
         head = dict(tree["head"])
         if fault == "taps":
             head["fc1_bias"] = head["fc1_bias"][::-1]
@@ -223,7 +223,7 @@ def test_a_conversion_at_fault_writes_nothing(files, tmp_path, monkeypatch, faul
             head["norm_scale"] = head["norm_scale"] * 1.01
         return {**tree, "head": head}
 
-    monkeypatch.setattr(released, "trainable", wrong)
+    monkeypatch.setattr(released_names, "trainable", wrong)
     out = tmp_path / "out"
     found = refused(errors.InputError, files.whole, files.vit, str(out))
     assert "predictions that differ by" in found

@@ -1,13 +1,18 @@
 """The authors' files become our weights, and both forms of the encoder agree."""
 
+import importlib.util
+import pathlib
+
 import numpy as np
 import pytest
 import scipy.special
 
 from tests import released_files, torch_files
-from ubrain_jax import convert, errors
-from ubrain_jax.backbone import weights
-from ubrain_jax.model import encoder, released, released_numpy
+from ubrain_jax import config, convert, errors
+from ubrain_jax.backbone import dinov2, weights
+from ubrain_jax.model import encoder, released, released_names, released_numpy
+
+PRESET = pathlib.Path(__file__).parent.parent / "configs" / "nsd8_released.py"
 
 
 def message(call, *arguments, **options) -> str:
@@ -45,7 +50,7 @@ def test_both_forms_of_the_file_hold_the_same_encoder(tmp_path, export):
 
 def test_every_tensor_has_its_place(export):
     theirs = released_files.weights()
-    ours = released.trainable(export)
+    ours = released_names.trainable(export.weights, export.settings)
     adapter, head = ours["adapter"], ours["head"]
     # x + A(B(x)): B is applied first. The adapter after the last tap is unused.
     assert adapter["a"].shape == (3, 64, 2)
@@ -77,7 +82,7 @@ def test_converted_names_and_shapes_are_those_of_the_encoder(tmp_path, export):
     network, _ = weights.load(path, 3, 28)
     experiment = released.experiment(export.settings, network.geometry, str(path))
     wanted = encoder.shared_shapes(experiment, network.geometry)
-    found = encoder.by_name(released.trainable(export))
+    found = encoder.by_name(released_names.trainable(export.weights, export.settings))
     assert {n: a.shape for n, a in found.items()} == wanted
     assert experiment.adapter.kind == "residual"
     assert experiment.backbone.keep_cls
@@ -88,11 +93,37 @@ def test_converted_names_and_shapes_are_those_of_the_encoder(tmp_path, export):
     assert experiment.head.dtype == experiment.backbone.dtype == "float32"
 
 
+def test_the_published_sizes_make_the_released_preset():
+    """The file's settings at ViT-L are the experiment of configs/nsd8_released.py."""
+    spec = importlib.util.spec_from_file_location("preset", PRESET)
+    preset = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preset)
+    settings = released_names.Settings(
+        taps=(1, 6, 12, 18, 24),
+        image_px=224,
+        width=1024,
+        registers=4,
+        num_adapters=24,
+        rank=7,
+        alpha=0.01,
+        embed_dim=256,
+        channels=128,
+        mlp_ratio=4,
+        dropout=0.25,
+        num_tokens=257,
+        assumed=(),
+    )
+    geometry = dinov2.GEOMETRIES["dinov2-with-registers-large"]
+    source = "facebook/dinov2-with-registers-large"
+    found = released.experiment(settings, geometry, source)
+    assert found == config.parse(preset.get_config())
+
+
 def test_a_network_gives_back_its_original_names(tmp_path):
     theirs = released_files.backbone(side=2)
     path = released_files.write_backbone(tmp_path / "vit", theirs)
     network, _ = weights.load(path, 3, 28)
-    found = released.original_backbone(network)
+    found = released_names.original_backbone(network)
     for name, array in found.items():
         np.testing.assert_array_equal(array, theirs[name])
     left = theirs.keys() - found.keys()

@@ -23,7 +23,13 @@ from flax import nnx
 import ubrain_jax
 from ubrain_jax import cluster, config, crowd, errors, sealed
 from ubrain_jax.backbone import dinov2, weights
-from ubrain_jax.model import bundle, encoder, released, released_numpy
+from ubrain_jax.model import (
+    bundle,
+    encoder,
+    released,
+    released_names,
+    released_numpy,
+)
 
 # Voxels of subjects 1..8 of NSD in the released table, in this order.
 NSD_VOXELS = (39548, 39548, 39548, 39548, 39548, 39198, 39548, 39511)
@@ -104,7 +110,7 @@ def parse_subjects(text: str | None, num_rows: int) -> dict[str, int]:
 
 
 def check_backbone(
-    source: str, geometry: dinov2.Geometry, settings: released.Settings
+    source: str, geometry: dinov2.Geometry, settings: released_names.Settings
 ) -> None:
     """The backbone must be shaped like the one that the weights were trained on.
 
@@ -148,7 +154,7 @@ def compare_backbone(
         errors.InputError: If it is beyond `MOST_OF_BACKBONE`, or tensors are missing
             or unknown.
     """
-    ours = released.original_backbone(network)
+    ours = released_names.original_backbone(network)
     faults = [f"{name} is missing" for name in ours if name not in found]
     for name in found:
         match = _BESIDE.fullmatch(name)
@@ -227,7 +233,7 @@ def probe(
     Args:
         experiment: Of the converted encoder.
         network: Its backbone.
-        shared: From `released.trainable`.
+        shared: From `released_names.trainable`.
         source: The released weights; its own backbone is theirs, where it has one.
         table: (V, E) to draw voxels from; None: random embeddings.
         drop: Of `released_numpy.predict`.
@@ -246,9 +252,9 @@ def probe(
         embeddings = table[np.sort(rng.choice(len(table), count, replace=False))]
     vit = dict(source.backbone)
     if not vit:
-        vit = released.original_backbone(network)
+        vit = released_names.original_backbone(network)
     elif not network.geometry.registers:  # another rule than that of the NumPy form
-        vit["pos_embed"] = released.original_backbone(network)["pos_embed"]
+        vit["pos_embed"] = released_names.original_backbone(network)["pos_embed"]
     theirs = released_numpy.predict(
         source.weights,
         vit,
@@ -379,7 +385,7 @@ def convert(
     experiment = released.experiment(
         settings, network.geometry, backbone, drop=drop, crowd=trained_on
     )
-    shared = released.trainable(source)
+    shared = released_names.trainable(source.weights, settings)
     result = probe(experiment, network, shared, source, table, drop)
     print(
         f"self-check: {PROBE_PICTURES} pictures, {result.num_voxels} voxels: largest "

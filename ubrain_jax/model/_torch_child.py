@@ -76,7 +76,7 @@ class Refused(ValueError):
     """The file cannot be used: where, what was found, what to do."""
 
     def __init__(self, where: str, found: str, action: str = AGAIN):
-        super().__init__(where, found, action)
+        super().__init__(where, found[:500], action)
 
 
 class Name(NamedTuple):
@@ -316,14 +316,14 @@ def storage(found: Any) -> Storage:
 def view(args: tuple) -> Tensor:
     """Arguments of the rebuilding function as a view that lies inside its storage."""
     place, offset, shape, stride = args[:4]
-    numbers = [offset, *shape, *stride]
-    if type(place) is not Storage or type(shape) not in (tuple, list):
+    if type(place) is not Storage or len(shape) > MOST_AXES:
         raise TypeError
+    numbers = [offset, *shape, *stride]
     if any(type(n) is not int or n < 0 for n in numbers) or len(shape) != len(stride):
         raise Refused("", f"a tensor of shape {shape}, strides {stride}", DISTRUST)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     size = math.prod(shape)
-    if len(shape) > MOST_AXES or size > place.numel or (size and last >= place.numel):
+    if size > place.numel or (size and last >= place.numel):
         raise Refused(
             "",
             f"a tensor of shape {tuple(shape)}, strides {tuple(stride)} and offset "
@@ -403,6 +403,7 @@ def plain_of(root: Any) -> Any:
         if type(value) is float:
             return value if math.isfinite(value) else str(value)
         if type(value) is str:
+            left -= min(len(value), LONGEST_TEXT) // 100
             return value[:LONGEST_TEXT]
         if type(value) in (list, tuple):
             return [plain(item, depth + 1) for item in value]

@@ -2,21 +2,20 @@
 
 Three kinds of files, all of torch.save: the encoder as a whole pickled module; the
 small export, a dictionary of `config` and `shared`; a table of embeddings, a
-dictionary of `voxel_embed` (and `base`, of a fitted subject). `open_encoder` and
-`open_table` read them, `trainable` names the arrays as `model.encoder` does.
-Every tensor is used or known as unused; anything else is refused, all at once.
+dictionary of `voxel_embed` (and `base`, of a fitted subject). Where their tensors go in
+our encoder is `released_names`; what they compute, in NumPy, `released_numpy`.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ubrain_jax import config, errors
 from ubrain_jax.backbone import dinov2
-from ubrain_jax.model import torchfile
+from ubrain_jax.model import released_names, torchfile
 
 DROPS = ("registers", "last_patches")
 # Of the released ViT-L encoder, where its file does not tell.
@@ -25,41 +24,6 @@ _ALPHA = 0.01
 _DROPOUT = 0.25
 _IMAGE_PX = 224
 _BACKBONE = "embed_model."
-_ACTION = "Use a released file as it was published, with the parts that belong to it."
-
-
-class Settings(NamedTuple):
-    """What the file tells of the encoder, in our words.
-
-    Attributes:
-        taps: 1-based numbers of the blocks that are looked at.
-        image_px: Side of the pictures.
-        width: Channels of the backbone.
-        registers: Register tokens of the backbone.
-        num_adapters: Blocks with an adapter, those of the backbone.
-        rank: Of the adapter.
-        alpha: Its scale is alpha / rank.
-        embed_dim: E.
-        channels: C.
-        mlp_ratio: Hidden width of the MLP over channels.
-        dropout: Of training.
-        num_tokens: P.
-        assumed: What the file does not tell, in words.
-    """
-
-    taps: tuple[int, ...]
-    image_px: int
-    width: int
-    registers: int
-    num_adapters: int
-    rank: int
-    alpha: float
-    embed_dim: int
-    channels: int
-    mlp_ratio: int
-    dropout: float
-    num_tokens: int
-    assumed: tuple[str, ...]
 
 
 class Released(NamedTuple):
@@ -80,7 +44,7 @@ class Released(NamedTuple):
     weights: dict[str, np.ndarray]
     table: np.ndarray | None
     backbone: dict[str, np.ndarray]
-    settings: Settings
+    settings: released_names.Settings
     unused: tuple[str, ...]
     names: tuple[str, ...]
 
@@ -112,7 +76,11 @@ def open_encoder(path: str | os.PathLike) -> Released:
         tensors = {n.removeprefix("shared."): a for n, a in tensors.items()}
         if len(tensors) != len(content.tensors):
             raise errors.InputError(
-                path, "shared", "tensors of equal names", "every name once", _ACTION
+                path,
+                "shared",
+                "tensors of equal names",
+                "every name once",
+                released_names.ACTION,
             )
     backbone = {
         name.removeprefix(_BACKBONE): array
@@ -122,14 +90,16 @@ def open_encoder(path: str | os.PathLike) -> Released:
     rest = {n: a for n, a in tensors.items() if not n.startswith(_BACKBONE)}
     table = rest.pop("voxel_embed", None)
     settings = _settings(path, rest, told)
-    unused = _check(path, rest, settings)
+    unused = released_names.check(path, rest, settings)
     if table is not None:
         _check_table(path, table)
         _check_embed_dim(path, table, settings)
     return Released(path, rest, table, backbone, settings, unused, content.names)
 
 
-def open_table(path: str | os.PathLike, settings: Settings) -> tuple[np.ndarray, str]:
+def open_table(
+    path: str | os.PathLike, settings: released_names.Settings
+) -> tuple[np.ndarray, str]:
     """Reads a table of embeddings (V, E), and the base of a fitted subject or "".
 
     Raises:
@@ -171,11 +141,13 @@ def _check_table(path: str, table: np.ndarray) -> None:
             "voxel_embed",
             f"{table.dtype} {table.shape}",
             "floats (voxels, E)",
-            _ACTION,
+            released_names.ACTION,
         )
 
 
-def _check_embed_dim(path: str, table: np.ndarray, settings: Settings) -> None:
+def _check_embed_dim(
+    path: str, table: np.ndarray, settings: released_names.Settings
+) -> None:
     if table.shape[1] != settings.embed_dim:
         raise errors.InputError(
             path,
@@ -191,7 +163,7 @@ def _check_embed_dim(path: str, table: np.ndarray, settings: Settings) -> None:
 
 def _settings(
     path: str, tensors: Mapping[str, np.ndarray], told: Mapping[str, Any]
-) -> Settings:
+) -> released_names.Settings:
     """Sizes from shapes; choices from what the file tells; both compared."""
 
     def size(name: str, axis: int) -> int:
@@ -217,14 +189,13 @@ def _settings(
     faults: list[str] = []
     assumed: list[str] = []
 
-    def number(name: str, value: Any, standard: Any, kinds: type | tuple) -> Any:
-        if isinstance(value, bool) and kinds is not bool:
-            value = str(value)
+    def told_or(standard: Any, name: str, value: Any, *kinds: type) -> Any:
         if value is None:
             assumed.append(f"{name} {standard}")
             return standard
-        if not isinstance(value, kinds):
-            faults.append(f"{name} is {str(value)[:60]!r}, not a {kinds}")
+        if type(value) not in kinds:
+            words = " or ".join(kind.__name__ for kind in kinds)
+            faults.append(f"{name} is {str(value)[:60]!r}, not of type {words}")
             return standard
         return value
 
@@ -247,9 +218,9 @@ def _settings(
     alpha = told.get("alpha")
     if alpha is None and isinstance(told.get("lora_scale"), float):
         alpha = told["lora_scale"] * rank
-    alpha = number("alpha", alpha, _ALPHA, (int, float))
-    registers = number("num_reg_tokens", told.get("num_reg_tokens"), 4, int)
-    if number("include_reg_tokens", told.get("include_reg_tokens"), False, bool):
+    alpha = told_or(_ALPHA, "alpha", alpha, int, float)
+    registers = told_or(4, "num_reg_tokens", told.get("num_reg_tokens"), int)
+    if told_or(False, "include_reg_tokens", told.get("include_reg_tokens"), bool):
         faults.append(
             "include_reg_tokens is True: registers as tokens of the head are not read"
         )
@@ -263,8 +234,8 @@ def _settings(
         value = where.get(name, found)
         if isinstance(value, int | float) and value != found:
             faults.append(f"{name} is {value}, the tensors have {found}")
-    dropout = number("drop_out", param.get("drop_out"), _DROPOUT, float)
-    image_px = number("img_len", param.get("img_len"), _IMAGE_PX, int)
+    dropout = told_or(_DROPOUT, "drop_out", param.get("drop_out"), int, float)
+    image_px = told_or(_IMAGE_PX, "img_len", param.get("img_len"), int)
     hidden = size("mlp.0.fc1.weight", 0)
     if hidden % channels:
         faults.append(f"the MLP has {hidden} channels, no multiple of {channels}")
@@ -274,9 +245,9 @@ def _settings(
             "config",
             "; ".join(faults),
             "settings that fit the tensors",
-            _ACTION,
+            released_names.ACTION,
         )
-    return Settings(
+    return released_names.Settings(
         tuple(taps),
         image_px,
         width,
@@ -287,7 +258,7 @@ def _settings(
         embed_dim,
         channels,
         hidden // channels,
-        dropout,
+        float(dropout),
         num_tokens,
         tuple(assumed),
     )
@@ -300,14 +271,14 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def experiment(
-    settings: Settings,
+    settings: released_names.Settings,
     geometry: dinov2.Geometry,
     backbone: str,
     *,
     drop: str = "registers",
     crowd: str = "nsd.zarr",
 ) -> config.Experiment:
-    """Settings of the released encoder as an experiment, its training included.
+    """The released encoder as an experiment, its training included.
 
     Args:
         settings: From the file.
@@ -353,174 +324,3 @@ def experiment(
         },
     }
     return config.from_dict(given, "the settings of the released file")
-
-
-# Names ---------------------------------------------------------------------------
-
-_Form = Callable[[np.ndarray], np.ndarray]
-
-
-class _Part(NamedTuple):
-    """One of our arrays: its name, what makes it, the shape of each, and how."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    shape: tuple[int, ...]
-    form: _Form
-
-
-def _table(s: Settings) -> list[_Part]:
-    """Our arrays in terms of theirs; several of theirs are stacked along axis 0."""
-
-    def same(array: np.ndarray) -> np.ndarray:
-        return array
-
-    def turned(array: np.ndarray) -> np.ndarray:  # torch keeps (out, in)
-        return array.T
-
-    def by_tap(ours: str, theirs: str, shape: tuple[int, ...], form: _Form) -> _Part:
-        names = tuple(theirs.format(tap) for tap in range(len(s.taps)))
-        return _Part(f"head/{ours}", names, shape, form)
-
-    def by_block(ours: str, theirs: str, shape: tuple[int, ...]) -> _Part:
-        names = tuple(theirs.format(block) for block in range(s.taps[-1]))
-        return _Part(f"adapter/{ours}", names, shape, turned)
-
-    e, c, hidden = s.embed_dim, s.channels, s.mlp_ratio * s.channels
-    num_taps = len(s.taps)
-
-    def split_taps(array: np.ndarray) -> np.ndarray:  # (E, L C) -> (L, E, C)
-        return array.reshape(e, num_taps, c).swapaxes(0, 1)
-
-    return [
-        # x + A(B(x)) alpha / r: their B comes first, as our a does.
-        by_block("a", "lora_B.{}.weight", (s.rank, s.width)),
-        by_block("b", "lora_A.{}.weight", (s.width, s.rank)),
-        by_tap("norm_in_scale", "norm_in.{}.weight", (s.width,), same),
-        by_tap("norm_in_bias", "norm_in.{}.bias", (s.width,), same),
-        by_tap("in_kernel", "in_project.{}.weight", (c, s.width), turned),
-        by_tap("in_bias", "in_project.{}.bias", (c,), same),
-        by_tap("query_kernel", "map_att.{}.project.weight", (e, e), turned),
-        by_tap("query_bias", "map_att.{}.project.bias", (e,), same),
-        by_tap("key_kernel", "map_att.{}.project_x.weight", (e, c), turned),
-        by_tap("norm_scale", "norm.{}.weight", (c,), same),
-        by_tap("norm_bias", "norm.{}.bias", (c,), same),
-        by_tap("fc1_kernel", "mlp.{}.fc1.weight", (hidden, c), turned),
-        by_tap("fc1_bias", "mlp.{}.fc1.bias", (hidden,), same),
-        by_tap("fc2_kernel", "mlp.{}.fc2.weight", (c, hidden), turned),
-        by_tap("fc2_bias", "mlp.{}.fc2.bias", (c,), same),
-        _Part("head/position", ("pos_embed",), (s.num_tokens, e), same),
-        _Part("head/functional", ("feat_embed",), (e, num_taps * c), split_taps),
-    ]
-
-
-def _unused(s: Settings) -> dict[str, tuple[int, ...]]:
-    """Tensors without effect, by name: their shapes."""
-    known: dict[str, tuple[int, ...]] = {"layer_embed": (s.embed_dim, len(s.taps))}
-    for tap in range(len(s.taps)):  # shifts all logits of a voxel alike
-        known[f"map_att.{tap}.project_x.bias"] = (s.embed_dim,)
-    for block in range(s.taps[-1], s.num_adapters):  # after the last tap
-        known[f"lora_A.{block}.weight"] = (s.width, s.rank)
-        known[f"lora_B.{block}.weight"] = (s.rank, s.width)
-    return known
-
-
-def _check(path: str, tensors: Mapping[str, np.ndarray], s: Settings) -> tuple:
-    """All tensors against the table; returns the names of those without effect."""
-    needed = {name: part.shape for part in _table(s) for name in part.theirs}
-    unused = _unused(s)
-    known = needed | unused
-    missing = [name for name in needed if name not in tensors]
-    unknown = [name for name in tensors if name not in known]
-    shaped = [n for n in known if n in tensors and tensors[n].shape != known[n]]
-    typed = [n for n in needed if n in tensors and tensors[n].dtype != np.float32]
-    faults = []
-    if missing:
-        faults.append(f"{len(missing)} missing: {_listed(missing)}")
-    if unknown:
-        faults.append(f"{len(unknown)} unknown: {_listed(unknown)}")
-    if shaped:
-        told = [f"{n} {tensors[n].shape}, expected {known[n]}" for n in shaped]
-        faults.append(f"{len(shaped)} of another shape: {_listed(told)}")
-    if typed:
-        told = [f"{n} {tensors[n].dtype}" for n in typed]
-        faults.append(f"{len(typed)} not floating point: {_listed(told)}")
-    if faults:
-        raise errors.InputError(
-            path,
-            "",
-            "; ".join(faults),
-            f"the {len(needed)} tensors of an encoder with {len(s.taps)} taps of width "
-            f"{s.width}, C {s.channels}, E {s.embed_dim}, rank {s.rank}",
-            _ACTION,
-        )
-    return tuple(name for name in unused if name in tensors)
-
-
-def _listed(names: list[str], most: int = 40) -> str:
-    """Names in a sentence."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def trainable(released: Released) -> dict[str, dict[str, np.ndarray]]:
-    """Trainable weights without the table, as `encoder.split` has them.
-
-    Returns:
-        {"adapter": {"a": (K, width, r), ...}, "head": {"in_kernel": ..., ...}},
-        float32, with L taps and K blocks along axis 0.
-    """
-    tree: dict[str, dict[str, np.ndarray]] = {}
-    for part in _table(released.settings):
-        arrays = [part.form(released.weights[name]) for name in part.theirs]
-        single = part.ours in ("head/position", "head/functional")
-        array = arrays[0] if single else np.stack(arrays)
-        section, name = part.ours.split("/")
-        tree.setdefault(section, {})[name] = np.ascontiguousarray(array)
-    return tree
-
-
-# Backbone ------------------------------------------------------------------------
-
-# Ours -> theirs, of vectors and of matrices that are kept (in, out).
-_BLOCK_NAMES = {
-    "norm1_scale": "norm1.weight",
-    "norm1_bias": "norm1.bias",
-    "qkv_kernel": "attn.qkv.weight",
-    "qkv_bias": "attn.qkv.bias",
-    "out_kernel": "attn.proj.weight",
-    "out_bias": "attn.proj.bias",
-    "scale1": "ls1.gamma",
-    "norm2_scale": "norm2.weight",
-    "norm2_bias": "norm2.bias",
-    "scale2": "ls2.gamma",
-}
-_MLP_NAMES = {"gelu": ("fc1", "fc2"), "swiglu": ("w12", "w3")}
-
-
-def original_backbone(network: dinov2.Dinov2) -> dict[str, np.ndarray]:
-    """A loaded backbone in the names of facebookresearch/dinov2."""
-    up, down = _MLP_NAMES[network.geometry.mlp]
-    names = {
-        **_BLOCK_NAMES,
-        "up_kernel": f"mlp.{up}.weight",
-        "up_bias": f"mlp.{up}.bias",
-        "down_kernel": f"mlp.{down}.weight",
-        "down_bias": f"mlp.{down}.bias",
-    }
-    patch = network.geometry.patch
-    kernel = np.asarray(network.patch_kernel[...])  # (y x rgb, width)
-    kernel = kernel.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
-    found = {
-        "patch_embed.proj.weight": kernel,
-        "patch_embed.proj.bias": np.asarray(network.patch_bias[...]),
-        "cls_token": np.asarray(network.cls[...])[None, None],
-        "pos_embed": np.asarray(network.position[...])[None],
-    }
-    if network.geometry.registers:
-        found["register_tokens"] = np.asarray(network.registers[...])[None]
-    for ours, theirs in names.items():
-        stacked = np.asarray(getattr(network.blocks, ours)[...])
-        for k in range(network.num_blocks):
-            found[f"blocks.{k}.{theirs}"] = stacked[k].T  # of a vector, itself
-    return found
