@@ -173,9 +173,9 @@ def judged(settings: config.Optim, plateau: Plateau, score: float) -> Plateau:
     return Plateau(plateau.count, np.float32(scale), np.float32(best), np.int32(bad))
 
 
-def has_ended(settings: config.Optim, state: Any) -> bool:
-    """Whether the rate of a training state has fallen below plateau_stop."""
-    scale = scale_of(state)
+def has_ended(settings: config.Optim, optimiser: Any) -> bool:
+    """Whether the rate of an optimiser's state has fallen below plateau_stop."""
+    scale = scale_of(optimiser)
     if scale is None:
         return False
     # The scale is rounded to float32: 1e-3 cut four times by 0.1 is not below 1e-7.
@@ -183,9 +183,9 @@ def has_ended(settings: config.Optim, state: Any) -> bool:
     return settings.learning_rate * float(scale) < stop
 
 
-def scale_of(state: Any) -> Any:
+def scale_of(optimiser: Any) -> Any:
     """What validations have made of the rate; None where they make nothing of it."""
-    schedule = state.optimiser[1]
+    schedule = optimiser[1]
     return schedule.scale if isinstance(schedule, Plateau) else None
 
 
