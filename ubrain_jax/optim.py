@@ -85,11 +85,11 @@ def _scale_by_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransfo
         zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(3)]
         return Amsgrad(jnp.zeros((), jnp.int32), *zeros)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Amsgrad]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Amsgrad]:
         del params
         count = state.count + 1
-        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, gradient, state.mu)
-        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, gradient, state.nu)
+        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, updates, state.nu)
         most = jax.tree.map(jnp.maximum, state.most, nu)
         # 1 - b^t without cancellation, which costs 1e-5 of 1 - b2 in float32.
         whole = [-jnp.expm1(count * math.log(b)) for b in (b1, b2)]
@@ -133,7 +133,7 @@ def _scale_by_plateau(rate: optax.Schedule) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Plateau]:
         del params
-        size = -rate(state.count) * state.scale
+        size = -jnp.asarray(rate(state.count)) * state.scale
         moved = jax.tree.map(lambda u: u * size.astype(u.dtype), updates)
         return moved, state._replace(count=state.count + 1)
 
