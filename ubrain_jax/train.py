@@ -178,7 +178,7 @@ def _sparse(
 ) -> tuple[State, jax.Array]:
     """As `_dense`, but of the table only the rows of `voxel` (B, S, n) are touched."""
     table, rest, moments = optim.take_apart(state)
-    replay = rowsparse.scaled(replay, optim.scale_of(state))
+    replay = rowsparse.scaled(replay, optim.scale_of(state.optimiser))
     read = rowsparse.read(table, voxel, mesh)
     late = rowsparse.recent(replay, state.step)
     rows = rowsparse.catch_up(replay, late, state.step, read.rows)
@@ -219,7 +219,7 @@ def make_settled(
 
     def settled(state: State) -> State:
         table, rest, moments = optim.take_apart(state)
-        table = settle(state.step, table, optim.scale_of(state))
+        table = settle(state.step, table, optim.scale_of(state.optimiser))
         return optim.put_together(state, table, rest, moments)
 
     return settled
@@ -401,12 +401,12 @@ def train(
         watch.StoppedError: If a signal asked to stop; the state is saved.
     """
     experiment, settings = run.experiment, run.experiment.train
+    if experiment.optim.schedule == "plateau":
+        validation.check(run)
     steps = total_steps(experiment, run.stores)
     optimiser = optim.make(experiment.optim, steps)
     manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
-    if experiment.optim.schedule == "plateau":
-        validation.check(run)
     meta = meta_of(run)
     if cluster.is_first():
         text = json.dumps(meta["config"], indent=1) + "\n"
@@ -422,7 +422,7 @@ def train(
         if start >= steps:
             print(f"already at step {start} of {steps}; nothing to train")
             return state
-        if optim.has_ended(experiment.optim, state):
+        if optim.has_ended(experiment.optim, state.optimiser):
             print(f"{_ENDED} at step {start}; nothing to train")
             return state
         if start:
@@ -500,7 +500,7 @@ def train(
                     keep_best.offer(scores, done, state.params, meta)
                 if experiment.optim.schedule == "plateau":
                     state = validation.judge(run, state, scores)
-                    ended = optim.has_ended(experiment.optim, state)
+                    ended = optim.has_ended(experiment.optim, state.optimiser)
                 shown, since = time.monotonic(), done
                 watch.alive(f"step {done + 1}")
             last = done == steps or stopping or ended
@@ -511,10 +511,6 @@ def train(
                 _check_params(state, done, manager)
                 manager.save(done, optim.saved(state), meta)
                 watch.alive(f"step {done + 1}")
-            if ended:
-                progress.close()
-                print(f"{_ENDED} at step {done} of {steps}")
-                break
             if stopping:
                 watch.alive(f"saving step {done}")
                 manager.wait_until_finished()
@@ -522,6 +518,10 @@ def train(
                 raise watch.StoppedError(
                     f"saved step {done} of {steps}; the same command goes on from there"
                 )
+            if ended:
+                progress.close()
+                print(f"{_ENDED} at step {done} of {steps}")
+                break
         watch.alive("saving the last step")
         manager.wait_until_finished()
     return state
