@@ -38,6 +38,7 @@ def by_loops(predicted, response, temperature):
     return total / (2 * images), entropy / images
 
 
+@jax.jit
 def terms(predicted, response, weight, temperature=0.1):
     similarity = losses.pattern_similarity(predicted, response, weight)
     return losses.contrast(similarity, temperature)
@@ -45,6 +46,9 @@ def terms(predicted, response, weight, temperature=0.1):
 
 def loss_of(predicted, response, weight, group=6, entropy=0.1):
     return losses.contrast_loss(predicted, response, weight, group, 1, entropy, 0.1)
+
+
+value_and_slope_of = jax.jit(jax.value_and_grad(loss_of), static_argnums=3)
 
 
 @pytest.mark.parametrize(("images", "temperature"), [(2, 0.1), (3, 1.0), (7, 0.07)])
@@ -95,13 +99,12 @@ def test_scale_and_offset_of_a_pattern_change_nothing():
 @pytest.mark.parametrize("filler", [0.0, 3.0, np.nan, np.inf])
 def test_padding_changes_neither_value_nor_gradient(filler):
     predicted, response, weight = example(4)
-    grad = jax.value_and_grad(loss_of)
-    value, slope = grad(predicted, response, weight)
+    value, slope = value_and_slope_of(predicted, response, weight)
     padded = [
         np.concatenate([a, np.full((6, 9), f, np.float32)], 1)
         for a, f in ((predicted, filler), (response, -filler), (weight, 0))
     ]
-    padded_value, padded_slope = grad(*padded)
+    padded_value, padded_slope = value_and_slope_of(*padded)
     np.testing.assert_allclose(padded_value, value, rtol=1e-5)
     np.testing.assert_allclose(padded_slope[:, :40], slope, rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(padded_slope[:, 40:], 0)
@@ -120,7 +123,7 @@ def test_constant_patterns_count_as_uncorrelated_and_give_no_gradient(which, con
         np.testing.assert_array_equal(similarity[2], 0)
     if which != "predicted":
         np.testing.assert_array_equal(similarity[:, 2], 0)
-    value, slope = jax.value_and_grad(loss_of)(predicted, response, weight)
+    value, slope = value_and_slope_of(predicted, response, weight)
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
     assert np.abs(slope[0]).max() > 0
@@ -130,7 +133,7 @@ def test_constant_patterns_count_as_uncorrelated_and_give_no_gradient(which, con
 
 def test_without_a_voxel_nothing_is_known_and_nothing_learned():
     predicted, response, weight = example(6)
-    value, slope = jax.value_and_grad(loss_of)(predicted, response, 0 * weight)
+    value, slope = value_and_slope_of(predicted, response, 0 * weight)
     np.testing.assert_allclose(value, np.log(6) - 0.1 * np.log(5), rtol=1e-6)
     np.testing.assert_array_equal(slope, 0)
 
@@ -142,7 +145,7 @@ def test_gradient_agrees_with_finite_differences(images):
             jnp.asarray(a, jnp.float64) for a in example(7, images, 17, padded=4)
         )
         check_grads(
-            lambda p, y: loss_of(p, y, weight, images),
+            jax.jit(lambda p, y: loss_of(p, y, weight, images)),
             (predicted, response),
             order=1,
             modes=["fwd", "rev"],
@@ -167,7 +170,7 @@ def test_loss_and_gradient_equal_torch(entropy):
     import torch
 
     predicted, response, weight = example(9, images=12, num=300)
-    value, slope = jax.value_and_grad(loss_of)(predicted, response, weight, 12, entropy)
+    value, slope = value_and_slope_of(predicted, response, weight, 12, entropy)
     p = torch.tensor(predicted, dtype=torch.float64, requires_grad=True)
     y = torch.tensor(response, dtype=torch.float64)
     similarity = torch.corrcoef(torch.cat([p, y]))[:12, 12:] / 0.1
@@ -188,12 +191,11 @@ MESHES = [(2, 4), (8, 1), (1, 8)]
 @pytest.mark.parametrize("group", [2, 8])
 def test_groups_split_over_devices_have_the_terms_of_one(shape, group):
     values = example(10, images=8, num=64, padded=3)
-    want, slope = jax.value_and_grad(loss_of)(*values, group)
+    want, slope = value_and_slope_of(*values, group)
     mesh = sharding.make_mesh(*shape, stripes=8, batch_images=8)
     place = sharding.place(mesh, sharding.SAMPLES)
     split = [jax.device_put(a, place) for a in values]
-    both = jax.jit(jax.value_and_grad(lambda *x: loss_of(*x, group)))
-    value, many = both(*split)
+    value, many = value_and_slope_of(*split, group)
     np.testing.assert_allclose(value, want, rtol=0, atol=1e-5)
     np.testing.assert_allclose(many, slope, rtol=0, atol=1e-6)
 
@@ -207,7 +209,10 @@ LOSS = {"contrastive": 1.0, "entropy": 0.1, "temperature": 0.5}
 def first_batch(tiny, mesh):
     """Experiment, run on a mesh, its first batch, and weights away from the start."""
     experiment = tiny(
-        data=GROUPED, mesh={"data": mesh[0], "voxel": mesh[1]}, loss=LOSS
+        data=GROUPED,
+        backbone={"taps": (1,)},
+        mesh={"data": mesh[0], "voxel": mesh[1]},
+        loss=LOSS,
     )
     run = experiments.prepare_run(experiment, jax.devices()[: mesh[0] * mesh[1]])
     batch = batches.dataset(run.stores, experiment.data, 0)[0]
