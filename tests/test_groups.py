@@ -173,14 +173,16 @@ def test_an_epoch_of_batches_has_all_training_pictures(stores):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("start", [1, 6])
-def test_grouped_batches_resume_bit_for_bit(stores, start, threads):
-    unbroken = batches.iterate(batches.dataset(stores, SETTINGS, 0), 0, 1)
-    expected = list(itertools.islice(unbroken, 12))[start:]
-    fresh = batches.iterate(batches.dataset(stores, SETTINGS, 0), start, threads)
+@pytest.mark.parametrize(("start", "size"), [(1, 4), (6, 4), (5, 8), (100_000, 2)])
+def test_grouped_batches_resume_bit_for_bit(stores, start, size, threads):
+    settings = dataclasses.replace(SETTINGS, group_images=size)
+    first = max(0, start - 6)
+    unbroken = batches.iterate(batches.dataset(stores, settings, 0), first, 1)
+    expected = list(itertools.islice(unbroken, 12))[start - first :]
+    fresh = batches.iterate(batches.dataset(stores, settings, 0), start, threads)
     for a, b in zip(expected, fresh, strict=False):
         plain.assert_same(a, b)
-    other = batches.dataset(stores, SETTINGS, 1)[start]
+    other = batches.dataset(stores, settings, 1)[start]
     assert other.picture.tolist() != expected[0].picture.tolist()
     assert other.voxel.tolist() != expected[0].voxel.tolist()
 

@@ -9,7 +9,6 @@ With data.group_images above 1 a batch is made of groups, see `groups`: their pi
 share one draw from the voxels of one subject.
 """
 
-import sys
 
 from typing import Any, NamedTuple
 
@@ -17,6 +16,9 @@ import grain
 import numpy as np
 
 from ubrain_jax import config, crowd, errors, groups, sharding
+
+# Groups of a run: more than any run takes, and grain's arithmetic is exact with it.
+_ENDLESS = 2**50
 
 
 class Batch(NamedTuple):
@@ -269,7 +271,7 @@ def _seen_by_store(
 
 def _endless_groups(saw: np.ndarray, size: int, seed: int) -> grain.MapDataset:
     """Groups of one store, or of all; see `groups.endless`."""
-    return grain.MapDataset.range(sys.maxsize).map(groups.endless(saw, size, seed))
+    return grain.MapDataset.range(_ENDLESS).map(groups.endless(saw, size, seed))
 
 
 def _apart(draws: Draw) -> Draw:
