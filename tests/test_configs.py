@@ -107,6 +107,20 @@ def test_nsd8_released_is_the_authors_code():
     assert (train["epochs"], train["steps"]) == (30, None)
 
 
+def test_nsd8_contrastive_is_nsd8_with_a_term_and_batches_of_one_subject():
+    files = {p.stem: p for p in FILES}
+    more, paper = (
+        config.to_dict(config.parse(load(files[name])[0], name))
+        for name in ("nsd8_contrastive", "nsd8")
+    )
+    changed = config.differences(paper, more)
+    assert changed == {
+        "data.group_images": (1, 32),
+        "loss.contrastive": (0.0, 1.0),
+    }
+    assert more["loss"]["temperature"] == 0.1
+
+
 def test_nsd8_is_the_paper():
     e = config.parse(load(next(p for p in FILES if p.stem == "nsd8"))[0], "nsd8")
     assert e.backbone.name == "dinov2-giant"

@@ -63,8 +63,11 @@ def loss_of_batch(
     mesh: jax.sharding.Mesh,
     settings: config.Loss,
     embeddings: Any = None,
+    group_images: int = 1,
 ) -> jax.Array:
     """Mean over the pictures of a batch of their loss over their sampled voxels.
+
+    With loss.contrastive, plus the mean over its groups of what compares pictures.
 
     Args:
         model: The encoder.
@@ -73,6 +76,7 @@ def loss_of_batch(
         mesh: For the places of what travels.
         settings: Loss weights.
         embeddings: Of the voxels of the batch (B, S, n, E); None: from the table.
+        group_images: Pictures of a group, for loss.contrastive.
     """
     constrain = jax.lax.with_sharding_constraint
     pictures = constrain(batch.image, sharding.place(mesh, sharding.IMAGES))
@@ -89,7 +93,18 @@ def loss_of_batch(
     each = jax.vmap(
         lambda p, y, w: losses.encoder_loss(p, y, w, settings.alpha, settings.kind)
     )
-    return jnp.mean(each(predicted, response, weight))
+    loss = jnp.mean(each(predicted, response, weight))
+    if settings.contrastive > 0:
+        loss += losses.contrast_loss(
+            predicted,
+            response,
+            weight,
+            group_images,
+            settings.contrastive,
+            settings.entropy,
+            settings.temperature,
+        )
+    return loss
 
 
 class Programs(NamedTuple):
@@ -143,7 +158,10 @@ def _compile_step(
 
         def loss(params, embeddings=None):
             model = nnx.merge(graph, params, frozen)
-            return loss_of_batch(model, batch, key, mesh, experiment.loss, embeddings)
+            return loss_of_batch(
+                *(model, batch, key, mesh, experiment.loss, embeddings),
+                experiment.data.group_images,
+            )
 
         if replay is None:
             state, value = _dense(optimiser, state, loss)
