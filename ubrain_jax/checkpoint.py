@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ubrain_jax import cluster, crowd, errors, sealed, whole
+from ubrain_jax import cluster, errors, sealed, whole
 from ubrain_jax.model import encoder
 
 FORMAT = 1
@@ -61,7 +61,7 @@ def own_workdir(workdir: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(crowd.locked(folder))
+            stack.enter_context(whole.locked(folder))
         except BlockingIOError as error:
             raise errors.OutputError(
                 workdir,

@@ -8,16 +8,11 @@ TensorStore, one read for a batch. This module knows nothing of any dataset's fi
 
 import contextlib
 import datetime
-import errno
-import fcntl
-import glob
 import hashlib
 import json
 import os
 import pathlib
 import re
-import secrets
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -30,7 +25,7 @@ import zarr
 import zarr.errors
 
 import ubrain_jax
-from ubrain_jax import errors, joining, lookalikes
+from ubrain_jax import errors, joining, lookalikes, whole
 from ubrain_jax.datasets import pictures, schema
 
 FORMAT = "ubrain-crowd"
@@ -158,11 +153,10 @@ def write(
         errors.InputError: If the data are at fault; nothing is left under `path`.
     """
     target = check_target(path, overwrite)
-    with _writing(path), _partial(target) as partial:
+    with whole.folder(target) as partial:
         with _quiet_zarr():
             counts = _write_into(partial, path, dataset, image_px)
         check_target(path, overwrite)  # another process may have been faster
-        _place(partial, target)
     return counts
 
 
@@ -203,71 +197,6 @@ def _is_store(folder: pathlib.Path) -> bool:
         return node["attributes"]["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-@contextlib.contextmanager
-def _writing(path: str | os.PathLike) -> Iterator[None]:
-    """A full disk or a missing permission, as our error."""
-    try:
-        yield
-    except OSError as error:
-        raise errors.OutputError(
-            path,
-            "",
-            f"cannot be written ({error.strerror or error})",
-            "a folder that can be written, with room",
-            "Free some space or choose another place; nothing was left there.",
-        ) from error
-
-
-@contextlib.contextmanager
-def _partial(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder beside the target, gone afterwards unless it was renamed.
-
-    It is locked while this process lives, so that the next one can tell and remove
-    what a killed one left. Where a file system has no locks, leftovers stay.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
-        with contextlib.suppress(OSError), locked(left):
-            shutil.rmtree(left, ignore_errors=True)
-    partial = target.with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
-    try:
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                stack.enter_context(locked(partial))
-            yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a folder; OSError if another process has it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-            # Over NFS only what is open for writing can be locked, so no folder.
-            os.close(handle)
-            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _place(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Gives a whole folder its name; what had the name goes only after that."""
-    if target.exists():
-        target.rename(target.with_name(f"{target.name}.old-{secrets.token_hex(4)}"))
-    partial.rename(target)
-    for old in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_into(
@@ -1068,10 +997,8 @@ def write_xarray(
         path: Folder to make, or to replace.
         fill: Adds to the group what is too large for memory.
     """
-    with _writing(path), _partial(path) as partial:
-        with _quiet_zarr():
-            table.to_zarr(partial, zarr_format=3, consolidated=True)
-            if fill is not None:
-                fill(zarr.open_group(partial))
-                zarr.consolidate_metadata(partial)
-        _place(partial, path)
+    with whole.folder(path) as partial, _quiet_zarr():
+        table.to_zarr(partial, zarr_format=3, consolidated=True)
+        if fill is not None:
+            fill(zarr.open_group(partial))
+            zarr.consolidate_metadata(partial)

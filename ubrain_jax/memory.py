@@ -9,13 +9,11 @@ are not counted.
 import math
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
 
 from ubrain_jax import config
 from ubrain_jax.backbone import dinov2
-from ubrain_jax.model import adapters, encoder, head
+from ubrain_jax.model import encoder
 
 
 class Memory(NamedTuple):
@@ -51,20 +49,8 @@ def shared_weights(experiment: config.Experiment, geometry: dinov2.Geometry) -> 
         >>> shared_weights(config.Experiment(), dinov2.GEOMETRIES["dinov2-giant"])
         3560704
     """
-    settings = experiment.backbone
-
-    def make():
-        key = jax.random.key(0)
-        taps, width = len(settings.taps), geometry.width
-        parts = [
-            head.Head(experiment.head, taps, width, _tokens(experiment, geometry), key)
-        ]
-        if experiment.adapter.kind != "none":
-            blocks = settings.taps[-1]
-            parts += [adapters.LowRank(experiment.adapter, blocks, width, key)]
-        return [nnx.as_pure(nnx.state(part, nnx.Param)) for part in parts]
-
-    return sum(math.prod(a.shape) for a in jax.tree.leaves(jax.eval_shape(make)))
+    shapes = encoder.shared_shapes(experiment, geometry)
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def predict(

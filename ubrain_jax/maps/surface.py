@@ -140,14 +140,14 @@ def _read_template(path: str | os.PathLike) -> tuple[tuple[int, int], np.ndarray
         raise fault(f"cannot be read ({str(error)[:200]})") from error
     if not isinstance(axis, cifti2_axes.BrainModelAxis) or len(axis) != GRAYORDINATES:
         raise fault(f"its last axis is {type(axis).__name__} of {len(axis)}")
-    nums = [axis.nvertices.get(name) for name in _CORTEX]
-    if None in nums:
+    nums = [int(axis.nvertices.get(name, 0)) for name in _CORTEX]
+    if not all(nums):
         raise fault(f"has surfaces of {', '.join(map(str, axis.nvertices)) or 'none'}")
     vertices = np.full((GRAYORDINATES, 2), -1)
     for side, name in enumerate(_CORTEX):
         inside = axis.name == name
         vertices[inside, 0], vertices[inside, 1] = side, axis.vertex[inside]
-    return (int(nums[0]), int(nums[1])), vertices
+    return (nums[0], nums[1]), vertices
 
 
 def paths(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

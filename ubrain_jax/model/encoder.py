@@ -216,6 +216,36 @@ def build(
     return Parts(parts.graph, values, frozen)
 
 
+def shared_shapes(
+    experiment: config.Experiment, geometry: dinov2.Geometry
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every trainable weight but the table, by name; nothing is computed.
+
+    Example:
+        >>> shapes = shared_shapes(
+        ...     config.Experiment(), dinov2.GEOMETRIES["dinov2-giant"]
+        ... )
+        >>> shapes["adapter/a"], shapes["head/functional"], len(shapes)
+        ((24, 1536, 16), (5, 256, 128), 17)
+    """
+    settings = experiment.backbone
+    tokens = (settings.image_px // geometry.patch) ** 2 + settings.keep_cls
+
+    def make():
+        key = jax.random.key(0)
+        taps, width = len(settings.taps), geometry.width
+        parts = {"head": head.Head(experiment.head, taps, width, tokens, key)}
+        if experiment.adapter.kind != "none":
+            low_rank = adapters.LowRank(
+                experiment.adapter, settings.taps[-1], width, key
+            )
+            parts["adapter"] = low_rank
+        states = {k: nnx.as_pure(nnx.state(v, nnx.Param)) for k, v in parts.items()}
+        return by_name(states)
+
+    return {name: leaf.shape for name, leaf in jax.eval_shape(make).items()}
+
+
 def leaf_name(path: Any) -> str:
     """Name of a leaf from its path, as head/fc1_kernel."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
