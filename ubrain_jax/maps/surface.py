@@ -203,7 +203,7 @@ def _gifti(path: pathlib.Path, side: Side, primary: str, ids: list[str]) -> Shee
         )
         return array.to_xml()
 
-    room = 4 * len(side.vertex) * 4 // 3 + 1000 + side.num // 50
+    room = 6 * len(side.vertex) * 4 // 3 + 1000 + side.num // 50
     return Sheet(path, begin.encode(), one, (tag + rest).encode(), False, room)
 
 
@@ -221,5 +221,5 @@ def _mgh(path: pathlib.Path, side: Side, num_images: int) -> Sheet:
         return whole.tobytes()
 
     packed = path.name.endswith(".mgz")
-    room = 4 * len(side.vertex) + whole.nbytes // 200 if packed else whole.nbytes
+    room = 6 * len(side.vertex) + whole.nbytes // 200 if packed else whole.nbytes
     return Sheet(path, begin, one, both[_MGH_HEAD:], packed, room)
