@@ -20,7 +20,7 @@ import pytest
 import xarray
 import zarr
 
-from ubrain_jax import crowd, errors, lookalikes
+from ubrain_jax import crowd, errors, lookalikes, whole
 from ubrain_jax.datasets import pictures
 
 NAME = "t-subj01"
@@ -162,9 +162,9 @@ def test_what_the_reader_gave_comes_back_through_all_three_readers(store, make_d
 
 def test_rows_are_read_in_the_order_asked_for(store):
     opened = crowd.open_crowd((store,))
-    whole = crowd.read_pictures(opened, np.arange(28))
+    every = crowd.read_pictures(opened, np.arange(28))
     rows = np.array([27, 3, 3, 0])
-    np.testing.assert_array_equal(crowd.read_pictures(opened, rows), whole[rows])
+    np.testing.assert_array_equal(crowd.read_pictures(opened, rows), every[rows])
     subject = opened.subjects[1]
     table = crowd.read_responses(subject, np.arange(16))
     rows = np.array([15, 0, 7, 7])
@@ -1066,8 +1066,8 @@ def test_a_folder_over_nfs_is_locked_through_a_file(tmp_path, monkeypatch):
         return real(handle, flags)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with crowd.locked(tmp_path), pytest.raises(BlockingIOError):
-        with crowd.locked(tmp_path):
+    with whole.locked(tmp_path), pytest.raises(BlockingIOError):
+        with whole.locked(tmp_path):
             pass
-    with crowd.locked(tmp_path):
+    with whole.locked(tmp_path):
         pass

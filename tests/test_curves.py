@@ -25,6 +25,7 @@ from ubrain_jax import (
     fit,
     subjects,
     train,
+    whole,
 )
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -316,7 +317,7 @@ def test_the_command_reads_its_flags_and_goes_on(copied, encoder, new_store):
     bad = run(arms="twin,scrach", num_images="14,x")
     assert bad.returncode == 78
     assert "--num_images: 'x' is none" in bad.stderr
-    with crowd.locked(copied):
+    with whole.locked(copied):
         assert run().returncode == 73
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests import states
 from tests.several import command, write_config
-from ubrain_jax import crowd
+from ubrain_jax import whole
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -89,7 +89,7 @@ def test_second_run_in_a_workdir_is_refused_and_evaluation_stands_alone(
         )
 
     workdir.mkdir()
-    with crowd.locked(workdir):
+    with whole.locked(workdir):
         second = run()
     assert second.returncode == 73
     assert "another process works in it" in second.stderr

@@ -14,7 +14,7 @@ import pytest
 import xarray
 
 from tests.several import Started, command, environment, wait_for_lines, write_config
-from ubrain_jax import checkpoint, crowd, errors
+from ubrain_jax import checkpoint, errors
 
 pytestmark = pytest.mark.slow
 
@@ -172,7 +172,7 @@ def test_processes_that_disagree_or_find_a_taken_workdir_do_not_begin(config, tm
     words = [command(config, workdir, f"--config.train.seed={k}") for k in (0, 1)]
     with Started(words, tmp_path / "seeds") as run:
         workdir.mkdir()
-        with crowd.locked(workdir), pair(config, workdir) as second:
+        with whole.locked(workdir), pair(config, workdir) as second:
             assert second.codes(90) == [errors.EXIT_OUTPUT] * 2, second.told()
         assert run.codes(90) == [errors.EXIT_CONFIG] * 2, run.told()
     for k in (0, 1):

@@ -2,8 +2,9 @@
 
 An example is a picture; its pool is every voxel of every subject who saw it in the
 train split. Each stripe of the table gives the same number of voxels, drawn without
-replacement, so the draw does not depend on devices or processes. A picture whose pool
-is smaller than that is padded with weight 0.
+replacement (but with data.replacement), so the draw does not depend on devices or
+processes. A picture whose pool is smaller than that is padded with weight 0. With
+data.shift_px each picture is moved by a few pixels.
 """
 
 from typing import Any, NamedTuple
@@ -42,10 +43,12 @@ class Draw(NamedTuple):
     Attributes:
         picture: Row of `Crowd.image_id`.
         voxel: (S, n) int64 global voxels, -1 where padded.
+        shift: (2,) int64 pixels that the picture is moved down and to the right.
     """
 
     picture: int
     voxel: np.ndarray
+    shift: np.ndarray = np.zeros(2, np.int64)
 
 
 class Pools(NamedTuple):
@@ -93,10 +96,13 @@ def draw_voxels(
     stripes: int,
     count: int,
     rng: np.random.Generator,
+    *,
+    replacement: bool = False,
 ) -> Draw:
     """Draws `count` voxels for one picture, count / stripes from each stripe.
 
-    Each voxel of a stripe's pool is equally likely; none occurs twice.
+    Each voxel of a stripe's pool is equally likely; none occurs twice, but with
+    `replacement`, which fills up a pool of any size.
     """
     seen = [
         s
@@ -113,14 +119,38 @@ def draw_voxels(
             for s, f in zip(seen, first, strict=True)
         ]
         ends = np.cumsum(sizes)
-        chosen = rng.choice(
-            ends[-1], min(per_stripe, ends[-1]), replace=False, shuffle=False
-        )
+        if replacement:
+            chosen = rng.integers(ends[-1], size=per_stripe if ends[-1] else 0)
+        else:
+            chosen = rng.choice(
+                ends[-1], min(per_stripe, ends[-1]), replace=False, shuffle=False
+            )
         who = np.searchsorted(ends, chosen, side="right")
         inside = chosen - (ends - sizes)[who]
         starts = np.asarray([s.offset + f for s, f in zip(seen, first, strict=True)])
         voxel[stripe, : len(chosen)] = starts[who] + inside * stripes
     return Draw(picture, voxel)
+
+
+def moved(pictures: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Pictures, each moved by whole pixels, its edge repeated where it left.
+
+    Args:
+        pictures: (B, H, W, 3).
+        shift: (B, 2) pixels down and to the right.
+
+    Example:
+        >>> row = np.arange(4).reshape(1, 1, 4, 1)
+        >>> moved(row, np.array([[0, -1]])).ravel().tolist()
+        [1, 2, 3, 3]
+    """
+    if not shift.any():
+        return pictures
+    height, width = pictures.shape[1:3]
+    y = np.clip(np.arange(height) - shift[:, :1], 0, height - 1)  # (B, H)
+    x = np.clip(np.arange(width) - shift[:, 1:], 0, width - 1)  # (B, W)
+    picture = np.arange(len(pictures))[:, None, None]
+    return pictures[picture, y[:, :, None], x[:, None]]
 
 
 def gather(
@@ -135,7 +165,7 @@ def gather(
     Args:
         stores: The crowd.
         pools: From `find_pools`.
-        draws: Stacked: picture (B,), voxel (B, S, n).
+        draws: Stacked: picture (B,), voxel (B, S, n), shift (B, 2).
         stripes: S.
         share: Of this process; None: all. Stores keep all voxels of a sample in one
             chunk, so a share of the stripes still reads whole samples.
@@ -144,9 +174,11 @@ def gather(
     if voxel.max(initial=0) >= stores.num_voxels:
         raise IndexError(f"voxel {voxel.max()} of a table of {stores.num_voxels}")
     whole, seen = picture, picture
+    shift = np.broadcast_to(draws.shift, (len(whole), 2))
     if share is not None:
         voxel = voxel[share.rows, share.stripes]
         picture, seen = whole[share.rows], whole[share.images]
+        shift = shift[share.images]
     weight = voxel >= 0
     response = np.zeros(voxel.shape, np.float32)
     for k, subject in enumerate(stores.subjects):
@@ -160,7 +192,7 @@ def gather(
         image, stripe, slot = np.nonzero(mine)
         response[saw[image], stripe, slot] = rows[image, inside[mine]]
     return Batch(
-        image=crowd.read_pictures(stores, seen),
+        image=moved(crowd.read_pictures(stores, seen), shift),
         voxel=np.where(weight, voxel // stripes, 0).astype(np.int32),
         response=response,
         weight=weight.astype(np.float32),
@@ -190,8 +222,15 @@ def dataset(
     pools = find_pools(stores)
     stripes, count = settings.stripes, settings.voxels_per_image
 
+    most, replacement = settings.shift_px, settings.replacement
+
     def draw(picture: int, rng: np.random.Generator) -> Draw:
-        return draw_voxels(stores, pools, int(picture), stripes, count, rng)
+        drawn = draw_voxels(
+            stores, pools, int(picture), stripes, count, rng, replacement=replacement
+        )
+        if not most:
+            return drawn
+        return drawn._replace(shift=rng.integers(-most, most + 1, 2))
 
     def read(draws: Draw) -> Batch:
         return gather(stores, pools, draws, stripes, share)

@@ -35,8 +35,13 @@ class Data:
     store_power: float = 1.0
     # Images in a training batch, over all devices.
     batch_images: int = 32
-    # Voxels drawn for each image, without replacement.
+    # Voxels drawn for each image.
     voxels_per_image: int = 5000
+    # Draw them with replacement (the paper: without), N / S from each stripe.
+    replacement: bool = False
+    # Each training image is moved by a whole number of pixels in -shift_px..shift_px
+    # in x and in y, its edge repeated. The authors' released code: 3.
+    shift_px: int = 0
     # Stripes of the voxel table; fixed for the life of a run.
     stripes: int = 8
     # Threads that read batches ahead of the device.
@@ -62,6 +67,9 @@ class Backbone:
     remat: str = "cheap"
     # Give the CLS token to the head beside the patches (the paper: patches only).
     keep_cls: bool = False
+    # Tokens that the head is not given, with keep_cls: 'registers', or 'last_patches':
+    # as many patches from the end as there are registers (older released weights).
+    drop: str = "registers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +106,19 @@ class Loss:
 @dataclasses.dataclass(frozen=True)
 class Optim:
     learning_rate: float = 1e-3
-    # 'constant', or 'cosine' down to 1% of learning_rate at the last step.
+    # Adam divides by the largest second moment so far, not by the present one; needs
+    # a dense table.
+    amsgrad: bool = False
+    # 'constant', 'cosine' down to 1% of learning_rate at the last step, or 'plateau':
+    # the rate is multiplied by plateau_factor when more than plateau_patience
+    # validations running are not above the best by plateau_threshold; training ends
+    # when the rate is below plateau_stop. What is judged is train.val_score.
     schedule: str = "constant"
+    plateau_factor: float = 0.1
+    plateau_patience: int = 4
+    # Correlation, absolute.
+    plateau_threshold: float = 0.003
+    plateau_stop: float = 1e-7
     # Steps of linear increase from 0.
     warmup_steps: int = 0
     # Update of the voxel table: 'dense' reads and writes every row in every step,
@@ -117,9 +136,11 @@ class Train:
     seed: int = 0
     # Score the validation images every so many steps; 0: never.
     eval_every_steps: int = 2000
-    # The weights that are evaluated: of the 'last' step, or of the 'best' validation
-    # (highest mean over subjects of the median correlation).
+    # The weights that are evaluated: of the 'last' step, or of the 'best' validation.
     select: str = "last"
+    # What makes a validation better: the mean over subjects of the 'median' of their
+    # voxels' correlations, or of their 75th percentile, 'p75'.
+    val_score: str = "median"
     # Workdir of a run whose weights a new one begins with: the shared ones, and the
     # embeddings of subjects of the same name. Empty: random ones.
     init_from: str = ""
@@ -368,6 +389,18 @@ def _out_of_range(e: Experiment) -> list[str]:
             "in [0, 1]",
         ),
         (
+            "data.shift_px",
+            e.data.shift_px,
+            0 <= e.data.shift_px < e.backbone.image_px,
+            f"0 or more, below backbone.image_px ({e.backbone.image_px})",
+        ),
+        (
+            "backbone.drop",
+            e.backbone.drop,
+            e.backbone.drop != "last_patches" or e.backbone.keep_cls,
+            "'registers', or 'last_patches' with backbone.keep_cls",
+        ),
+        (
             "data.voxels_per_image",
             e.data.voxels_per_image,
             e.data.stripes < 1 or e.data.voxels_per_image % e.data.stripes == 0,
@@ -396,7 +429,13 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("adapter.kind", e.adapter.kind, ("lora", "residual", "none")),
                 ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
                 ("loss.kind", e.loss.kind, ("paper", "released")),
-                ("optim.schedule", e.optim.schedule, ("constant", "cosine")),
+                (
+                    "optim.schedule",
+                    e.optim.schedule,
+                    ("constant", "cosine", "plateau"),
+                ),
+                ("backbone.drop", e.backbone.drop, ("registers", "last_patches")),
+                ("train.val_score", e.train.val_score, ("median", "p75")),
                 ("optim.table", e.optim.table, ("auto", "dense", "sparse")),
                 ("train.select", e.train.select, ("last", "best")),
             )
@@ -444,6 +483,37 @@ def _out_of_range(e: Experiment) -> list[str]:
             e.optim.learning_rate,
             math.isfinite(e.optim.learning_rate) and e.optim.learning_rate > 0,
             "finite and above 0",
+        ),
+        (
+            "optim.table",
+            e.optim.table,
+            e.optim.table != "sparse" or not e.optim.amsgrad,
+            "'dense' or 'auto', which optim.amsgrad needs",
+        ),
+        (
+            "optim.schedule",
+            e.optim.schedule,
+            e.optim.schedule != "plateau" or e.train.eval_every_steps > 0,
+            "'plateau' with train.eval_every_steps above 0",
+        ),
+        (
+            "optim.plateau_factor",
+            e.optim.plateau_factor,
+            0 < e.optim.plateau_factor < 1,
+            "between 0 and 1",
+        ),
+        (
+            "optim.plateau_patience",
+            e.optim.plateau_patience,
+            e.optim.plateau_patience >= 0,
+            ">= 0",
+        ),
+        *(
+            (key, value, 0 <= value < limit, f"0 or more, below {limit}")
+            for key, value, limit in (
+                ("optim.plateau_threshold", e.optim.plateau_threshold, math.inf),
+                ("optim.plateau_stop", e.optim.plateau_stop, e.optim.learning_rate),
+            )
         ),
         ("optim.warmup_steps", e.optim.warmup_steps, e.optim.warmup_steps >= 0, ">= 0"),
         (

@@ -433,10 +433,14 @@ def _write_pictures(
     _put(root, "image_phash", np.asarray(looks, np.uint64), ("image",))
 
 
+def picture_sha256(picture: np.ndarray) -> str:
+    """Hash of the bytes of a picture (y, x, 3) uint8, as stores have it."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
 def _hashes_of(picture: np.ndarray) -> tuple[str, int]:
     """Of a stored picture: sha256 of its pixels in hex, and what it looks like."""
-    digest = hashlib.sha256(picture.tobytes()).hexdigest()
-    return digest, lookalikes.perceptual_hash(picture)
+    return picture_sha256(picture), lookalikes.perceptual_hash(picture)
 
 
 def _put(group: zarr.Group, name: str, values: np.ndarray, dims: tuple) -> None:
@@ -551,6 +555,65 @@ def open_crowd(paths: Sequence[str], subjects: Sequence[str] = ()) -> Crowd:
         tests, others = np.unique(image[is_test]), np.unique(image[~is_test])
         notes += joining.lookalike_notes(phash, ids, home[first], tests, others)
     return opened._replace(notes=tuple(notes))
+
+
+def in_memory(subject: schema.Subject, squares: np.ndarray) -> Crowd:
+    """A crowd of one subject whose pictures and responses are arrays.
+
+    Args:
+        subject: M samples.
+        squares: (M, image_px, image_px, 3) uint8, the picture of each sample.
+
+    Raises:
+        errors.InputError: If the subject contradicts itself, or two of its pictures
+            are one.
+    """
+    _check_subject(subject, set(), {})
+    if squares.dtype != np.uint8 or len(squares) != len(subject.image_id):
+        raise ValueError(f"pictures {squares.shape} {squares.dtype}")
+    sha256 = tuple(_hashes_of(picture)[0] for picture in squares)
+    first_of: dict[str, int] = {}
+    again = [k for k, s in enumerate(sha256) if first_of.setdefault(s, k) != k]
+    if again:
+        first = first_of[sha256[again[0]]]
+        raise errors.InputError(
+            f"subject {subject.name}",
+            "images",
+            f"{len(again)} pictures occur again (first: {subject.image_id[first]} and "
+            f"{subject.image_id[again[0]]})",
+            "each picture once, its repeats averaged",
+            "Average the responses to repeats first.",
+        )
+    m, v = subject.responses.shape
+    rows = SubjectRows(
+        subject.name,
+        0,
+        0,
+        v,
+        tensorstore.array(np.ascontiguousarray(subject.responses, np.float32)),
+        np.arange(m),
+        np.asarray(subject.split),
+        np.asarray(subject.repeats),
+        np.asarray(subject.ncsnr, np.float32),
+        np.asarray(subject.position, np.int32),
+        np.asarray(subject.roi, bool),
+        tuple(subject.roi_names),
+        subject.attrs,
+    )
+    ids = tuple(subject.image_id)
+    return Crowd(
+        paths=("memory",),
+        subjects=(rows,),
+        image_id=ids,
+        image_sha256=sha256,
+        image_store=np.zeros(m, int),
+        image_row=np.arange(m),
+        pictures=(tensorstore.array(squares),),
+        image_px=squares.shape[1],
+        attrs=({},),
+        notes=(),
+        fingerprint=_fingerprint([rows], ids),
+    )
 
 
 def _open_pictures(

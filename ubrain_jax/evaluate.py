@@ -88,13 +88,26 @@ class Predictor:
             part = rows[start : start + self._batch]
             padded = np.resize(part, self._batch)  # one shape, compiled once
             pictures = crowd.read_pictures(run.stores, padded[own])
-            shape = (self._batch, *pictures.shape[1:])
-            pictures = sharding.put_block(run.mesh, sharding.IMAGES, shape, pictures)
-            block = self._features(params, run.parts.frozen, pictures)
+            block = self.features_of(params, pictures, self._batch)
             if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
             out[start : start + len(part)] = np.asarray(block)[: len(part)]
         return out
+
+    def features_of(self, params: Any, pictures: np.ndarray, size: int) -> jax.Array:
+        """Features (size, L, P, C) of pictures (size, H, W, 3) uint8, on the devices.
+
+        One of several processes gives its share of the pictures.
+        """
+        mesh, shape = self.run.mesh, (size, *pictures.shape[1:])
+        placed = sharding.put_block(mesh, sharding.IMAGES, shape, pictures)
+        return self._features(params, self.run.parts.frozen, placed)
+
+    def respond(
+        self, params: Any, features: jax.Array, embeddings: jax.Array
+    ) -> jax.Array:
+        """Features (M, L, P, C), embeddings (n, E) -> (M, n), all on the devices."""
+        return self._respond(params, self.run.parts.frozen, features, embeddings)
 
     def responses(
         self,
@@ -157,13 +170,17 @@ def voxels_of(subject: crowd.SubjectRows) -> np.ndarray:
     return np.arange(subject.offset, subject.offset + subject.num_voxels)
 
 
+# Pictures of a subject below which its validation says nothing.
+LEAST_PICTURES = 3
+
+
 def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
     """Median correlation of each subject on a fixed choice of validation pictures.
 
     Returns:
-        {"val_median_r/NAME": value, "val_undefined/NAME": voxels without a value};
-        subjects with fewer than 3 such pictures are left out, and a median of no
-        voxel is None.
+        {"val_median_r/NAME": value, "val_undefined/NAME": voxels without a value},
+        and "val_p75_r/NAME" where train.val_score is 'p75'; subjects with fewer than
+        3 such pictures are left out, and a score of no voxel is None.
     """
     run, scores = predictor.run, {}
     rng = np.random.default_rng(run.experiment.train.seed)
@@ -172,7 +189,7 @@ def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
         samples = subject.samples("val")
         if len(samples) > limit:
             samples = np.sort(rng.choice(samples, limit, replace=False))
-        if len(samples) < 3:
+        if len(samples) < LEAST_PICTURES:
             continue
         features = predictor.features(params, subject.image[samples])
         predicted = predictor.responses(params, features, voxels_of(subject))
@@ -180,7 +197,8 @@ def validate(predictor: Predictor, params: Any) -> dict[str, float | None]:
             continue
         r = metrics.pearson(crowd.read_responses(subject, samples), predicted)
         found = metrics.null_for_nan(metrics.quartiles(r))
-        scores[f"val_median_r/{subject.name}"] = found["median"]
+        for kind in dict.fromkeys(("median", run.experiment.train.val_score)):
+            scores[f"val_{kind}_r/{subject.name}"] = found[kind]
         if found["undefined"]:
             scores[f"val_undefined/{subject.name}"] = found["undefined"]
     # Whether weights are kept depends on them, so all must have the same.

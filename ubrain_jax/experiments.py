@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from ubrain_jax import cluster, config, crowd, errors, sharding
-from ubrain_jax.backbone import weights
+from ubrain_jax.backbone import dinov2, weights
 from ubrain_jax.model import encoder
+
+
+class Network(NamedTuple):
+    """A frozen backbone and where it is from."""
+
+    backbone: dinov2.Dinov2
+    provenance: weights.Provenance
 
 
 class Run(NamedTuple):
@@ -20,15 +27,23 @@ class Run(NamedTuple):
     provenance: weights.Provenance
 
 
-def prepare_run(experiment: config.Experiment, devices: list[Any] | None = None) -> Run:
+def prepare_run(
+    experiment: config.Experiment,
+    devices: list[Any] | None = None,
+    *,
+    stores: crowd.Crowd | None = None,
+    network: Network | None = None,
+) -> Run:
     """Opens stores and weights and builds the initial encoder.
 
     Args:
         experiment: All settings.
         devices: Of the mesh; default: all.
+        stores: The crowd, where it is open already.
+        network: The backbone, where it is loaded already.
     """
     data, settings = experiment.data, experiment.backbone
-    stores = crowd.open_crowd(data.crowd, data.subjects)
+    stores = stores or crowd.open_crowd(data.crowd, data.subjects)
     stores = crowd.with_images(stores, data.num_images, experiment.train.seed)
     if stores.image_px != settings.image_px:
         raise errors.ConfigError(
@@ -45,14 +60,7 @@ def prepare_run(experiment: config.Experiment, devices: list[Any] | None = None)
         batch_images=data.batch_images,
         devices=devices,
     )
-    network, provenance = weights.load(
-        settings.weights,
-        settings.taps[-1],
-        settings.image_px,
-        jnp.dtype(settings.dtype),
-        # A bundled or local network brings its own geometry.
-        geometry=settings.name or None,
-    )
+    backbone, provenance = network or load_network(settings)
     # Before programs are run together that depend on them.
     cluster.agree(
         {
@@ -60,5 +68,18 @@ def prepare_run(experiment: config.Experiment, devices: list[Any] | None = None)
             "sha256 of the backbone": provenance.sha256,
         }
     )
-    parts = encoder.build(experiment, network, stores.num_voxels, mesh)
+    parts = encoder.build(experiment, backbone, stores.num_voxels, mesh)
     return Run(experiment, stores, parts, mesh, provenance)
+
+
+def load_network(settings: config.Backbone) -> Network:
+    """Reads the backbone up to the last tap."""
+    loaded = weights.load(
+        settings.weights,
+        settings.taps[-1],
+        settings.image_px,
+        jnp.dtype(settings.dtype),
+        # A bundled or local network brings its own geometry.
+        geometry=settings.name or None,
+    )
+    return Network(*loaded)

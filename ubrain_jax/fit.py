@@ -205,8 +205,8 @@ def _bytes_of_voxel(run: experiments.Run) -> int:
 
     In float32: attention over P tokens, the MLP, and the dropout around it.
     """
-    head, backbone = run.experiment.head, run.experiment.backbone
-    tokens = (backbone.image_px // 14) ** 2 + backbone.keep_cls
+    head = run.experiment.head
+    tokens = len(encoder.token_places(run.experiment, run.provenance.geometry))
     hidden = head.mlp_ratio * head.channels
     return 4 * (3 * tokens + 3 * hidden + 4 * head.channels)
 

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import ml_dtypes
@@ -64,10 +64,15 @@ class Trained(NamedTuple):
 def read_encoder(workdir: str) -> Trained:
     """Reads the weights of a run that are evaluated: the last or the best.
 
+    Args:
+        workdir: Of a run, or a bundle.
+
     Raises:
-        errors.MissingInputError: If the workdir holds no trained run.
+        errors.MissingInputError: If there is neither.
         errors.InputError: If it cannot be read.
     """
+    if bundle.is_bundle(workdir):
+        return of_bundle(bundle.read(workdir), workdir)
     params, meta, step = checkpoint.read_params(workdir)
     experiment = config.from_dict(meta["config"], f"{workdir}/checkpoints")
     if experiment.train.select == "best":
@@ -86,6 +91,24 @@ def read_encoder(workdir: str) -> Trained:
         digests,
         pictures_of(workdir),
         bundle.encoder_sha256(experiment, shared, digests),
+    )
+
+
+def of_bundle(given: bundle.Bundle, path: str) -> Trained:
+    """The encoder of a bundle; subjects that were fitted later are left out."""
+    by_name = {subject.name: subject for subject in given.subjects}
+    own = [by_name[name].embedding for name in given.trained_with]
+    width = given.experiment.head.embed_dim
+    return Trained(
+        path,
+        given.experiment,
+        given.shared,
+        np.concatenate([np.zeros((0, width), np.float32), *own]),
+        {name: len(by_name[name].embedding) for name in given.trained_with},
+        int(given.provenance.get("step", 0)),
+        given.backbone.sha256,
+        given.seen,
+        given.sha256,
     )
 
 
@@ -109,21 +132,23 @@ def pictures_of(workdir: str) -> dict[str, str] | None:
 
 def attach(
     trained: Trained,
-    store: str | Sequence[str],
+    store: str | Sequence[str] | crowd.Crowd,
     subject: str,
     *,
     seed: int = 0,
     backbone: str | None = None,
+    network: experiments.Network | None = None,
     devices: list[Any] | None = None,
 ) -> tuple[experiments.Run, Any]:
     """A run of one new subject with the encoder's weights.
 
     Args:
         trained: The encoder.
-        store: Where the subject is.
+        store: Where the subject is, or an open crowd of it alone.
         subject: Its name there.
         seed: Of its random embeddings.
         backbone: Folder or file of the frozen network, where it is elsewhere now.
+        network: The same, where it is loaded already.
         devices: Of the mesh; default: all.
 
     Returns:
@@ -145,11 +170,13 @@ def attach(
             "python -m ubrain_jax.main --mode=evaluate.",
         )
     old = trained.experiment
-    stores = (store,) if isinstance(store, str) else tuple(store)
+    opened = store if isinstance(store, crowd.Crowd) else None
+    paths = opened.paths if opened else store
+    paths = (paths,) if isinstance(paths, str) else tuple(cast(Any, paths))
     experiment = dataclasses.replace(
         old,
         data=dataclasses.replace(
-            old.data, crowd=stores, subjects=(subject,), num_images=None
+            old.data, crowd=paths, subjects=(subject,), num_images=None
         ),
         backbone=dataclasses.replace(
             old.backbone, weights=backbone or old.backbone.weights
@@ -157,7 +184,7 @@ def attach(
         train=dataclasses.replace(old.train, seed=seed),
         mesh=config.Mesh(),
     )
-    run = experiments.prepare_run(experiment, devices)
+    run = experiments.prepare_run(experiment, devices, stores=opened, network=network)
     if run.provenance.sha256 != trained.backbone_sha256:
         raise errors.InputError(
             experiment.backbone.weights,

@@ -29,6 +29,7 @@ from ubrain_jax import (
     errors,
     evaluate,
     experiments,
+    export,
     memory,
     optim,
     train,
@@ -135,9 +136,12 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
     result = evaluate.evaluate(run, params, str(workdir), step)
     if not cluster.is_first():
         return 0
+    watch.alive("writing the encoder")
+    exported = export.write(run, workdir, result)
     print(report.score_table(result))
     for line in result["warnings"]:
         print(f"note: {line}")
+    print(f"encoder: {exported}")
     print(f"report: {os.path.join(workdir, 'report.html')}")
     return 0
 

@@ -20,9 +20,10 @@ class Memory(NamedTuple):
     """Bytes on one device.
 
     Attributes:
-        table: Embeddings, their two moments, their gradient; over "data" the sum of
-            the dense gradient beside it, as far as the backward pass left no room.
-        shared: Adapter and head: the same four.
+        table: Embeddings, their two moments, their gradient, and with amsgrad the
+            largest second moments; over "data" the sum of the dense gradient beside
+            it, as far as the backward pass left no room.
+        shared: Adapter and head: the same.
         frozen: Weights of the backbone, up to the last tap.
         batch: Pictures, voxels, responses and weights of a step.
         backbone: What the blocks keep for the backward pass.
@@ -64,7 +65,7 @@ def predict(
 ) -> Memory:
     """Peak memory of a training step on one device of a data x voxel mesh.
 
-    Table: 4 arrays of (S / voxel, rows, E) float32; with the row-sparse optimiser 3,
+    Table: 4 arrays of (S / voxel, rows, E) float32, 5 with amsgrad; with the row-sparse optimiser 3,
     4 bytes a row and the gradients of the drawn rows. Backbone: B / (data voxel)
     images. Head: B / data images with N / voxel voxels each. What they keep stands in
     `_backbone_bytes` and `_head_bytes`; XLA's plan for the CPU agrees within 4 %
@@ -95,8 +96,9 @@ def predict(
     embed = experiment.head.embed_dim
     stripes, rows, _ = encoder.table_shape(num_voxels, settings.stripes, embed)
     rows = stripes // voxel * rows
+    number = 20 if experiment.optim.amsgrad else 16  # bytes that training makes of it
     if table == "dense":
-        embeddings = 16 * rows * embed
+        embeddings = number * rows * embed
     else:
         drawn = settings.batch_images * voxels  # of all images, summed over "data"
         embeddings = 12 * rows * embed + 4 * rows + 4 * drawn * embed
@@ -116,7 +118,7 @@ def predict(
         embeddings += max(0, 4 * rows * embed - backbone - kept)
     return Memory(
         table=embeddings,
-        shared=16 * shared_weights(experiment, geometry),
+        shared=number * shared_weights(experiment, geometry),
         frozen=frozen,
         batch=images // voxel * pixels + 12 * images * voxels,
         backbone=backbone,
@@ -126,8 +128,7 @@ def predict(
 
 def _tokens(experiment: config.Experiment, geometry: dinov2.Geometry) -> int:
     """P: tokens of a tap that the head sees."""
-    side = experiment.backbone.image_px // geometry.patch
-    return side**2 + int(experiment.backbone.keep_cls)
+    return len(encoder.token_places(experiment, geometry))
 
 
 def _backbone_bytes(experiment: config.Experiment, geometry: dinov2.Geometry) -> int:

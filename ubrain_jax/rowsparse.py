@@ -102,6 +102,21 @@ def make(rate: optax.Schedule, steps: int) -> Replay:
     )
 
 
+def scaled(replay: Replay, scale: Any) -> Replay:
+    """For learning rates `scale` times as large, a number or a traced scalar.
+
+    None: as they are. Right only for rows that missed nothing under another scale: it
+    may change where the table is settled.
+    """
+    if scale is None:
+        return replay
+    return replay._replace(
+        push=replay.push * scale,
+        whole=replay.whole * scale,
+        rate=lambda step: replay.rate(step) * scale,
+    )
+
+
 def _range(log_root: Any) -> tuple[Any, Any]:
     """Middle and half width of log(h / eps) from log sqrt(1 - b2^t), (..., REACH)."""
     low = log_root[..., 0] - 0.5 * math.log(B2)
@@ -273,7 +288,10 @@ def write(table: Rows, row: jax.Array, rows: Rows) -> Rows:
 def settle_programs(
     replay: Replay, place: jax.sharding.NamedSharding, chunk: int = 1024
 ) -> tuple[Any, Any]:
-    """The two programs of `make_settle`: of the values, and of the moments."""
+    """The two programs of `make_settle`: of the values, and of the moments.
+
+    The first takes a scale of the learning rate as its last argument, or nothing.
+    """
     # Two programs: nothing orders the writing of the moments behind their reading for
     # the values, so in one XLA would copy them whole.
     move = jax.jit(
@@ -286,8 +304,10 @@ def settle_programs(
 
 def make_settle(
     replay: Replay, place: jax.sharding.NamedSharding, chunk: int = 1024
-) -> Callable[[jax.Array, Rows], Rows]:
-    """(step, table) -> the table with every row at `step`; the old one is donated.
+) -> Callable[..., Rows]:
+    """(step, table[, scale]) -> the table with every row at `step`; the old is donated.
+
+    `scale` multiplies the learning rates of `replay`.
 
     Args:
         replay: From `make`.
@@ -296,9 +316,9 @@ def make_settle(
     """
     move, decay = settle_programs(replay, place, chunk)
 
-    def settle(step: jax.Array, table: Rows) -> Rows:
+    def settle(step: jax.Array, table: Rows, scale: Any = None) -> Rows:
         values, mean, square, last = table
-        values = move(values, mean, square, last, step)
+        values = move(values, mean, square, last, step, scale)
         return Rows(values, *decay(mean, square, last, step))
 
     return settle
@@ -312,8 +332,10 @@ def _settled_values(
     square: jax.Array,
     last: jax.Array,
     step: jax.Array,
+    scale: Any = None,
 ) -> jax.Array:
     """Values of the whole table after `step`."""
+    replay = scaled(replay, scale)
     num_rows = last.shape[1]
     chunk = min(chunk, num_rows)
     weights = recent(replay, step)

@@ -48,12 +48,13 @@ class Ready(NamedTuple):
 
 def make_ready(
     trained: frozen.Trained,
-    store: str,
+    store: str | crowd.Crowd,
     subject: str,
     *,
     num_images: int | None = None,
     seed: int = 0,
     backbone: str | None = None,
+    network: experiments.Network | None = None,
     cache: str | None = None,
     devices: list[Any] | None = None,
 ) -> Ready:
@@ -61,23 +62,30 @@ def make_ready(
 
     Args:
         trained: From `frozen.read_encoder`.
-        store: Where the subject is.
+        store: Where the subject is, or an open crowd of it alone.
         subject: Its name there.
         num_images: Pictures that will be used, a choice by `seed`; None: all.
         seed: See `num_images`.
         backbone: Folder or file of the frozen network, where it is elsewhere now.
+        network: The same, where it is loaded already.
         cache: Folder for features that are too large for memory.
         devices: Of the mesh; default: all.
     """
     run, params = frozen.attach(
-        trained, store, subject, seed=seed, backbone=backbone, devices=devices
+        trained,
+        store,
+        subject,
+        seed=seed,
+        backbone=backbone,
+        network=network,
+        devices=devices,
     )
     predictor = evaluate.Predictor(run)
     [used] = crowd.with_images(run.stores, num_images, seed).subjects
     rows = np.unique(used.image[np.isin(used.split, ("train", "val"))])
     if not (used.split == "train").any():
         raise errors.InputError(
-            store,
+            ", ".join(run.stores.paths),
             f"subjects/{subject}/split",
             "no train pictures",
             "one or more",
@@ -116,53 +124,84 @@ def transfer(
     run = ready.run._replace(stores=stores)
     [subject] = stores.subjects
     path = out / "subjects" / f"{subject.name}.safetensors"
-    asked = {
-        **dataclasses.asdict(settings),
-        "num_images": num_images,
-        "subject": subject.name,
-        "crowd": stores.fingerprint,
-    }
+    asked = _asked(settings, num_images, stores)
     if path.exists():
         old = bundle.read_subject(path, trained.sha256)
         _refuse_other(path, old.provenance["asked"], asked)
         print(f"{subject.name} is fitted already: {path}", flush=True)
         rows, step = old.embedding, int(old.provenance["step"])
     else:
-        fitted, lines = _fit(ready, run, settings, step_fn)
-        rows = encoder.rows_of_table(fitted.table, subject.num_voxels)
-        step = fitted.step
-        _check_frozen(trained, ready.params)
-        told = {
-            "asked": asked,
-            "encoder": trained.workdir,
-            "encoder_sha256": trained.sha256,
-            "encoder_step": trained.step,
-            "encoder_subjects": list(trained.subjects),
-            "images": {s: len(subject.samples(s)) for s in crowd.SPLITS},
-            "step": fitted.step,
-            "steps_done": fitted.steps,
-            "val_mean_r": metrics.null_for_nan(fitted.score),
-            "fit_seconds": round(fitted.seconds, 3),
-            "notes": lines,
-        }
-        text = "".join(json.dumps(line) + "\n" for line in fitted.log)
+        own, log = fit_subject(ready, settings, num_images, step_fn)
+        rows, step = own.embedding, int(own.provenance["step"])
+        text = "".join(json.dumps(line) + "\n" for line in log)
         whole.write_text(out / "metrics.jsonl", text)
-        whole.write_text(out / "transfer.json", json.dumps(told, indent=1) + "\n")
-        own = bundle.Subject(
-            subject.name,
-            rows,
-            subject.position,
-            subject.roi,
-            subject.roi_names,
-            subject.ncsnr,
-            subject.attrs,
-            told,
-        )
+        told = json.dumps(own.provenance, indent=1)
+        whole.write_text(out / "transfer.json", told + "\n")
         bundle.write_subject(path, own, trained.sha256)
     table = encoder.table_of_rows(rows, run.experiment.data.stripes)
     old_table = ready.params["table"]
     placed = {**ready.params, "table": fit.on_mesh(table, old_table)}
     return evaluate.evaluate(run, placed, workdir, step, ready.predictor)
+
+
+def fit_subject(
+    ready: Ready,
+    settings: fit.Settings,
+    num_images: int | None,
+    step_fn: Callable | None = None,
+) -> tuple[bundle.Subject, list[dict[str, Any]]]:
+    """Learns a subject's embeddings.
+
+    Args:
+        ready: From `make_ready`.
+        settings: How to fit; its seed also chooses the pictures.
+        num_images: Pictures to use, val among them; None: all.
+        step_fn: From `fit.make_step` with this learning rate, where it exists already.
+
+    Returns:
+        The subject, whose provenance says how it was fitted, and the log of the fit.
+    """
+    trained = ready.trained
+    stores = crowd.with_images(ready.run.stores, num_images, settings.seed)
+    [subject] = stores.subjects
+    fitted, lines = _fit(ready, ready.run._replace(stores=stores), settings, step_fn)
+    _check_frozen(trained, ready.params)
+    told = {
+        "asked": _asked(settings, num_images, stores),
+        "encoder": trained.workdir,
+        "encoder_sha256": trained.sha256,
+        "encoder_step": trained.step,
+        "encoder_subjects": list(trained.subjects),
+        "images": {s: len(subject.samples(s)) for s in crowd.SPLITS},
+        "step": fitted.step,
+        "steps_done": fitted.steps,
+        "val_mean_r": metrics.null_for_nan(fitted.score),
+        "fit_seconds": round(fitted.seconds, 3),
+        "notes": lines,
+    }
+    own = bundle.Subject(
+        subject.name,
+        np.ascontiguousarray(encoder.rows_of_table(fitted.table, subject.num_voxels)),
+        subject.position,
+        subject.roi,
+        subject.roi_names,
+        subject.ncsnr,
+        subject.attrs,
+        told,
+    )
+    return own, fitted.log
+
+
+def _asked(
+    settings: fit.Settings, num_images: int | None, stores: crowd.Crowd
+) -> dict[str, Any]:
+    """What a fit depends on, to tell one from another."""
+    return {
+        **dataclasses.asdict(settings),
+        "num_images": num_images,
+        "subject": stores.subjects[0].name,
+        "crowd": stores.fingerprint,
+    }
 
 
 def _fit(

@@ -2,8 +2,9 @@
 
 Order in the loop, which resuming relies on: (1) take the batch of this step,
 (2) run the step, (3) check the loss of the step before, (4) log, (5) score the
-validation images and keep the weights if they are the best, (6) save, (7) stop if a
-signal asked for it. Nothing here depends on the clock but the speed shown.
+validation images, keep the weights if they are the best, and set the learning rate if
+the schedule is 'plateau', (6) save, (7) stop if that schedule has ended or a signal
+asked for it. Nothing here depends on the clock but the speed shown.
 
 With several processes all of them run all of this; process 0 alone writes and prints.
 """
@@ -37,11 +38,15 @@ from ubrain_jax import (
     optim,
     rowsparse,
     sharding,
+    validation,
     warmstart,
     watch,
     whole,
 )
 from ubrain_jax.model import encoder
+
+
+_ENDED = "the learning rate fell below optim.plateau_stop"
 
 
 class State(NamedTuple):
@@ -174,6 +179,7 @@ def _sparse(
 ) -> tuple[State, jax.Array]:
     """As `_dense`, but of the table only the rows of `voxel` (B, S, n) are touched."""
     table, rest, moments = optim.take_apart(state)
+    replay = rowsparse.scaled(replay, optim.scale_of(state))
     read = rowsparse.read(table, voxel, mesh)
     late = rowsparse.recent(replay, state.step)
     rows = rowsparse.catch_up(replay, late, state.step, read.rows)
@@ -214,7 +220,8 @@ def make_settled(
 
     def settled(state: State) -> State:
         table, rest, moments = optim.take_apart(state)
-        return optim.put_together(state, settle(state.step, table), rest, moments)
+        table = settle(state.step, table, optim.scale_of(state))
+        return optim.put_together(state, table, rest, moments)
 
     return settled
 
@@ -291,6 +298,13 @@ def meta_of(run: experiments.Run) -> dict[str, Any]:
     }
 
 
+# What else a schedule makes part of the numbers of a training.
+_SCHEDULED_BY = {
+    "cosine": ("train.steps", "train.epochs"),
+    "plateau": ("train.eval_every_steps", "evaluate.val_images"),
+}
+
+
 def check_resumable(meta: dict[str, Any], run: experiments.Run, workdir: str) -> None:
     """Refuses to go on with other settings, data or weights than the run began with.
 
@@ -303,9 +317,8 @@ def check_resumable(meta: dict[str, Any], run: experiments.Run, workdir: str) ->
     old = config.to_dict(config.from_dict(meta["config"], f"{workdir}/checkpoints"))
     changed = config.differences(old, config.to_dict(run.experiment))
     hard = {k: v for k, v in changed.items() if k not in config.RESUMABLE}
-    if run.experiment.optim.schedule != "constant":  # it ends at the last step
-        length = ("train.steps", "train.epochs")
-        hard |= {k: v for k, v in changed.items() if k in length}
+    schedule = _SCHEDULED_BY.get(run.experiment.optim.schedule, ())
+    hard |= {k: v for k, v in changed.items() if k in schedule}
     # A folder may move; what is in it is compared below.
     hard.pop("data.crowd", None)
     hard.pop("backbone.weights", None)
@@ -373,6 +386,8 @@ def train(
 ) -> State:
     """Trains to the last step, from the newest checkpoint of `workdir` if any.
 
+    A schedule 'plateau' may end it before.
+
     Writes checkpoints/ and metrics.jsonl; on one CPU the final numbers equal those
     of an unbroken run bit for bit.
 
@@ -383,6 +398,7 @@ def train(
 
     Raises:
         errors.NonFiniteLossError: If the loss stops being finite; checkpoints stay.
+        errors.InputError: If validations are needed and there is nothing to validate.
         watch.StoppedError: If a signal asked to stop; the state is saved.
     """
     experiment, settings = run.experiment, run.experiment.train
@@ -390,6 +406,8 @@ def train(
     optimiser = optim.make(experiment.optim, steps)
     manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
+    if experiment.optim.schedule == "plateau":
+        validation.check(run)
     meta = meta_of(run)
     if cluster.is_first():
         text = json.dumps(meta["config"], indent=1) + "\n"
@@ -399,9 +417,14 @@ def train(
         stack.enter_context(contextlib.closing(manager))
         keep_best = None
         if settings.select == "best":
-            keep_best = stack.enter_context(contextlib.closing(_Best(workdir)))
+            keep_best = stack.enter_context(
+                contextlib.closing(validation.Best(workdir, settings.val_score))
+            )
         if start >= steps:
             print(f"already at step {start} of {steps}; nothing to train")
+            return state
+        if optim.has_ended(experiment.optim, state):
+            print(f"{_ENDED} at step {start}; nothing to train")
             return state
         if start:
             print(f"resuming at step {start} of {steps}")
@@ -426,7 +449,7 @@ def train(
 
         previous = None
         shown, since = time.monotonic(), start
-        first_seconds = None
+        first_seconds, ended = None, False
         progress = tqdm.tqdm(
             range(start, steps),
             desc="train",
@@ -476,9 +499,12 @@ def train(
                     progress.write(f"step {done}: {_in_words(scores)}")
                 if keep_best is not None:
                     keep_best.offer(scores, done, state.params, meta)
+                if experiment.optim.schedule == "plateau":
+                    state = validation.judge(run, state, scores)
+                    ended = optim.has_ended(experiment.optim, state)
                 shown, since = time.monotonic(), done
                 watch.alive(f"step {done + 1}")
-            last = done == steps or stopping
+            last = done == steps or stopping or ended
             if done % settings.checkpoint_every_steps == 0 or last:
                 check(loss, done)
                 watch.alive(f"saving step {done}")
@@ -486,6 +512,10 @@ def train(
                 _check_params(state, done, manager)
                 manager.save(done, optim.saved(state), meta)
                 watch.alive(f"step {done + 1}")
+            if ended:
+                progress.close()
+                print(f"{_ENDED} at step {done} of {steps}")
+                break
             if stopping:
                 watch.alive(f"saving step {done}")
                 manager.wait_until_finished()
@@ -516,37 +546,6 @@ def chosen_weights(run: experiments.Run, state: State, workdir: str) -> tuple[An
         state.params,
     )
     return placed, step
-
-
-class _Best:
-    """best/: the weights of the highest validation score so far."""
-
-    def __init__(self, workdir: str):
-        self._manager = checkpoint.open_manager(workdir, 1, "best")
-        step = self._manager.latest_step()
-        self._score = -np.inf
-        if step is not None:
-            told = checkpoint.read_meta(self._manager.directory, step)
-            self._score = told["val_score"]
-
-    def offer(
-        self, scores: dict[str, Any], step: int, params: Any, meta: dict[str, Any]
-    ) -> None:
-        """Keeps the weights of a step if its mean score over subjects is higher.
-
-        A subject without a defined score counts as 0, so that it is not better to
-        have none.
-        """
-        medians = [v for k, v in scores.items() if k.startswith("val_median_r/")]
-        score = float(np.mean([v or 0.0 for v in medians])) if medians else -np.inf
-        if score > self._score:
-            self._score = score
-            weights = {"params": params}
-            self._manager.save(step, weights, {**meta, "val_score": score})
-
-    def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
 
 
 def _write_trained_on(run: experiments.Run, workdir: str) -> None:

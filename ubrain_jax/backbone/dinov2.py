@@ -23,6 +23,7 @@ from flax import nnx
 
 REMAT = ("none", "cheap", "full")
 Attention = Literal["xla", "cudnn"]
+Drop = Literal["registers", "last_patches"]
 COMPUTE_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -331,17 +332,25 @@ class Dinov2(nnx.Module):
             start = stop
         return jnp.stack(outputs)
 
-    def patches(self, taps: jax.Array, *, keep_cls: bool = False) -> jax.Array:
+    def patches(
+        self, taps: jax.Array, *, keep_cls: bool = False, drop: Drop = "registers"
+    ) -> jax.Array:
         """Drops registers and CLS: (..., T, width) -> (..., P, width).
 
         Args:
             taps: Output of the call, or one tap of it.
             keep_cls: Keep CLS as the first token: (..., 1 + P, width).
+            drop: With `keep_cls`, "last_patches" keeps CLS and the R registers and
+                drops the last R patches instead: again 1 + P tokens.
         """
+        if drop not in get_args(Drop) or (drop == "last_patches" and not keep_cls):
+            raise ValueError(f"drop is {drop!r} with keep_cls={keep_cls}")
         if taps.shape[-2] != self.num_tokens:
             raise ValueError(
                 f"taps have {taps.shape[-2]} tokens; expected {self.num_tokens}"
             )
+        if drop == "last_patches":
+            return taps[..., : 1 + self.num_patches, :]
         patches = taps[..., 1 + self.geometry.registers :, :]
         if not keep_cls:
             return patches

@@ -90,7 +90,7 @@ def read_image(
                     _note(image, notes)
                 if image.mode == "CMYK":
                     turned = turned.convert("RGB")
-                return _rgb(path, turned, background)
+                return on_background(turned, background, path)
     except Image.UnidentifiedImageError:
         start = content[:8].hex(" ")
         raise errors.InputError(
@@ -184,7 +184,7 @@ def fit(
         (28, 28, 3)
     """
     if isinstance(image, Image.Image):
-        image = _rgb("picture", image, None)
+        image = on_background(image, None)
     _check_array(image)
     short = px if shorter_side is None else shorter_side
     if not 1 <= px <= short:
@@ -285,15 +285,25 @@ def _turn(
     return ImageOps.exif_transpose(image)
 
 
-def _rgb(
-    path: str | os.PathLike, image: Image.Image, background: str | None
+def on_background(
+    image: Image.Image, background: str | None, name: str | os.PathLike = "picture"
 ) -> np.ndarray:
-    """(y, x, 3) uint8 of a decoded picture."""
+    """(y, x, 3) uint8 of a Pillow picture, transparent pixels laid on a background.
+
+    Args:
+        image: 8 bits a colour.
+        background: "white", "black", or None: refuse pictures that need one.
+        name: For messages.
+
+    Raises:
+        errors.InputError: If it has transparent pixels and no background is told, or
+            its colours are no 8-bit light.
+    """
     if background is not None and background not in _BACKGROUNDS:
         raise ValueError(f"background is {background!r}; 'white', 'black' or None")
     if image.mode not in _LIGHT + _CLEAR:
         raise errors.InputError(
-            path, f"mode {image.mode}", "not 8-bit light", "RGB or grey", "Convert it."
+            name, f"mode {image.mode}", "not 8-bit light", "RGB or grey", "Convert it."
         )
     if image.mode not in _CLEAR and "transparency" not in image.info:
         return np.asarray(image.convert("RGB"))
@@ -303,7 +313,7 @@ def _rgb(
         return rgba[..., :3].copy()
     if background is None:
         raise errors.InputError(
-            path,
+            name,
             "alpha",
             f"{(alpha < 255).mean():.1%} of the pixels are transparent",
             "an opaque picture",

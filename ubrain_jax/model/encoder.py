@@ -44,9 +44,10 @@ class Encoder(nnx.Module):
         adapter_key, head_key, table_key = jax.random.split(key, 3)
         settings = experiment.backbone
         width = backbone.geometry.width
-        num_tokens = backbone.num_patches + (1 if settings.keep_cls else 0)
+        num_tokens = len(token_places(experiment, backbone.geometry))
         self.taps = settings.taps
         self.keep_cls = settings.keep_cls
+        self.drop: Any = settings.drop
         self.backbone_remat: Any = settings.remat
         self.attention: Any = settings.attention
         self.backbone = backbone
@@ -73,7 +74,7 @@ class Encoder(nnx.Module):
             remat=self.backbone_remat,
             attention=self.attention,
         )
-        tokens = self.backbone.patches(taps, keep_cls=self.keep_cls)
+        tokens = self.backbone.patches(taps, keep_cls=self.keep_cls, drop=self.drop)
         return jax.vmap(self.head.project, in_axes=1)(tokens)
 
     def embeddings(self, voxel: jax.Array) -> jax.Array:
@@ -117,6 +118,34 @@ class Encoder(nnx.Module):
         if keys is None:
             return jax.vmap(lambda f: image(f, None))(features)
         return jax.vmap(image)(features, keys)
+
+
+def token_places(
+    experiment: config.Experiment, geometry: dinov2.Geometry
+) -> np.ndarray:
+    """Where in the image each token of the head lies.
+
+    Args:
+        experiment: Of which backbone is read.
+        geometry: Of the backbone.
+
+    Returns:
+        (P,) int: the patch, counted row by row, or -1 for CLS and registers.
+
+    Example:
+        >>> backbone = config.Backbone(image_px=42, keep_cls=True, drop="last_patches")
+        >>> geometry = dinov2.GEOMETRIES["dinov2-with-registers-small"]
+        >>> token_places(config.Experiment(backbone=backbone), geometry).tolist()
+        [-1, -1, -1, -1, -1, 0, 1, 2, 3, 4]
+    """
+    settings, registers = experiment.backbone, geometry.registers
+    patches = np.arange((settings.image_px // geometry.patch) ** 2)
+    if not settings.keep_cls:
+        return patches
+    first = 1
+    if settings.drop == "last_patches":
+        first, patches = 1 + registers, patches[: len(patches) - registers]
+    return np.concatenate([np.full(first, -1), patches])
 
 
 def initial_table(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -229,7 +258,7 @@ def shared_shapes(
         ((24, 1536, 16), (5, 256, 128), 17)
     """
     settings = experiment.backbone
-    tokens = (settings.image_px // geometry.patch) ** 2 + settings.keep_cls
+    tokens = len(token_places(experiment, geometry))
 
     def make():
         key = jax.random.key(0)

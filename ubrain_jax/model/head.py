@@ -130,6 +130,51 @@ class Head(nnx.Module):
         shift = self._dot(keys, self.query_bias[tap])  # (P,)
         return jax.nn.softmax(self._dot(folded, embedding) + shift)
 
+    def _contribution(
+        self,
+        tap: Any,
+        weights: jax.Array,
+        features: jax.Array,
+        embedding: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """What one tap adds to the response: weights (P,), features (P, C) -> ()."""
+        s = self._dot(weights, features)  # (C,)
+        u = layer_norm(s, self.norm_scale[tap], self.norm_bias[tap])
+        if key is not None and self.dropout > 0:
+            kept = jax.random.bernoulli(
+                jax.random.fold_in(key, tap), 1 - self.dropout, u.shape
+            )
+            u = jnp.where(kept, u / (1 - self.dropout), 0)
+        hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
+        hidden = gelu(hidden)
+        m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
+        # Under vmap this is elementwise over voxels whatever its form.
+        return jnp.sum(self.functional_attention(tap, embedding) * m)
+
+    def functional_attention(self, tap: Any, embedding: jax.Array) -> jax.Array:
+        """At what one voxel looks in a tap: (E,) -> signed weights (C,)."""
+        return self._dot(embedding, self.functional[tap])
+
+    def look(self, features: jax.Array, embedding: jax.Array) -> tuple:
+        """Where one voxel looks in one image, and what each tap adds to its response.
+
+        Args:
+            features: (L, P, C) from `project`.
+            embedding: (E,) of the voxel.
+
+        Returns:
+            Spatial attention (L, P), each tap summing to 1, and contributions (L,),
+            summing to `respond`.
+        """
+        weights, added = [], []
+        for tap in range(self.num_taps):
+            weights.append(self.spatial_attention(tap, features[tap], embedding))
+            added.append(
+                self._contribution(tap, weights[-1], features[tap], embedding, None)
+            )
+        return jnp.stack(weights), jnp.stack(added)
+
     def respond(
         self, features: jax.Array, embedding: jax.Array, key: jax.Array | None
     ) -> jax.Array:
@@ -146,19 +191,7 @@ class Head(nnx.Module):
 
         def one_tap(tap: Any, features: jax.Array, embedding: jax.Array) -> jax.Array:
             weights = self.spatial_attention(tap, features, embedding)
-            s = self._dot(weights, features)  # (C,)
-            u = layer_norm(s, self.norm_scale[tap], self.norm_bias[tap])
-            if key is not None and self.dropout > 0:
-                kept = jax.random.bernoulli(
-                    jax.random.fold_in(key, tap), 1 - self.dropout, u.shape
-                )
-                u = jnp.where(kept, u / (1 - self.dropout), 0)
-            hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
-            hidden = gelu(hidden)
-            m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
-            w = self._dot(embedding, self.functional[tap])  # (C,)
-            # Under vmap this is elementwise over voxels whatever its form.
-            return jnp.sum(w * m)
+            return self._contribution(tap, weights, features, embedding, key)
 
         if self.remat:
             # In a scan: side by side, XLA keeps what all taps computed again.

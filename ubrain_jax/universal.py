@@ -1,0 +1,781 @@
+"""The encoder from Python: load, predict, look, fit, score, save.
+
+    >>> enc = UniversalEncoder.load("runs/nsd8")              # doctest: +SKIP
+    >>> enc.predict("pictures/", subject="nsd-subj01", roi="V1v")  # doctest: +SKIP
+
+Everything streams: pictures are read and their features computed a block at a time,
+and for each block the voxels pass in chunks, so memory does not grow with either.
+Results are xarray with coordinates; `.values` is the NumPy array.
+"""
+
+import dataclasses
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+import xarray
+from flax import nnx
+
+from ubrain_jax import (
+    config,
+    crowd,
+    errors,
+    experiments,
+    fit,
+    frozen,
+    hub,
+    metrics,
+    sharding,
+    subjects,
+)
+from ubrain_jax.datasets import given, schema
+from ubrain_jax.model import bundle, card, encoder
+
+# Pictures and voxels in one call of the network, unless the caller says otherwise.
+BATCH_IMAGES, CHUNK_VOXELS = 32, 2048
+SCORES = ("r2", "pearson", "noise_normalised")
+
+
+class Block(NamedTuple):
+    """Predictions for some pictures, in order.
+
+    Attributes:
+        ids: (n,) of the pictures.
+        values: (n, V) float32.
+    """
+
+    ids: tuple[str, ...]
+    values: np.ndarray
+
+
+class _Compiled(NamedTuple):
+    """What is read and compiled once, when first needed."""
+
+    network: experiments.Network
+    mesh: jax.sharding.Mesh
+    parts: encoder.Parts
+    params: Any
+    features: Any
+    respond: Any
+    look: Any
+
+
+class UniversalEncoder:
+    """A trained encoder with the subjects that it knows.
+
+    Made by `load`; `subjects`, `voxels`, `predict`, `attention`, `score` and
+    `fit_subject` are documented one by one. The frozen backbone is read when it is
+    first needed, so that an encoder's voxels can be looked at without it.
+
+    Pictures, in every function: an array (N, H, W, 3) of uint8 or of floats in 0..1,
+    grey or with alpha too, Pillow pictures, file names, a folder, a .npy file; see
+    `ubrain_jax.datasets.given`. They are scaled and cut to squares as `prepare` does.
+
+    Args:
+        trained: The encoder as files.
+        backbone: Folder, file or hub id of the frozen network; None: what the bundle
+            names.
+        batch_images: Pictures in one call of the network.
+        chunk_voxels: Voxels in one call of the head.
+        devices: To compute on; default: all.
+    """
+
+    def __init__(
+        self,
+        trained: bundle.Bundle,
+        *,
+        backbone: str | os.PathLike | None = None,
+        batch_images: int = BATCH_IMAGES,
+        chunk_voxels: int = CHUNK_VOXELS,
+        devices: list[Any] | None = None,
+    ):
+        self._bundle = trained
+        self._subjects = {s.name: s for s in trained.subjects}
+        self._backbone = os.fspath(backbone) if backbone else trained.backbone.source
+        self._devices = devices
+        self._batch, self._chunk = batch_images, chunk_voxels
+        self._compiled: _Compiled | None = None
+
+    # 1. Files --------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        backbone: str | os.PathLike | None = None,
+        cache_dir: str | None = None,
+        **options: Any,
+    ) -> "UniversalEncoder":
+        """Reads an encoder and checks every file of it.
+
+        Args:
+            path: Folder of a bundle, workdir of a run, or a hub id (OWNER/NAME, with
+                @REVISION if wanted), which is looked for in the cache where there is
+                no network.
+            backbone: Folder, file or hub id of the frozen network, where it is not
+                what the bundle names.
+            cache_dir: Of the hub; default: its own.
+            **options: As the class: batch_images, chunk_voxels, devices.
+
+        Raises:
+            errors.MissingInputError: If there is no such encoder.
+            errors.InputError: If a file is damaged, missing or too much.
+        """
+        found = hub.find(path, cache_dir)
+        trained = bundle.read(found.folder, within=found.within)
+        return cls(trained, backbone=backbone or found.backbone, **options)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a bundle with all subjects; `load` gives the same numbers, bit for bit.
+
+        Args:
+            path: Folder; a bundle that is there is replaced, nothing else is.
+
+        Raises:
+            errors.OutputError: If it cannot be written.
+        """
+        bundle.write(path, self._bundle, card.text(self._bundle))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, token: str | None = None
+    ) -> str:
+        """Saves to the Hugging Face hub; needs the network and the right to write.
+
+        Args:
+            repo_id: OWNER/NAME.
+            private: Of a repository that is made now.
+            token: Of the hub; default: the one of `hf auth login`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            errors.OutputError: If the hub cannot be reached or refuses.
+        """
+        return hub.push(self.save, repo_id, private=private, token=token)
+
+    # 2. What there is ------------------------------------------------------------
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Names of the subjects that it predicts."""
+        return tuple(self._subjects)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Data, commit, seeds and scores of the training."""
+        return self._bundle.provenance
+
+    @property
+    def config(self) -> config.Experiment:
+        """Settings of the training."""
+        return self._bundle.experiment
+
+    def voxels(self, subject: str) -> xarray.Dataset:
+        """What the voxels of a subject are.
+
+        Args:
+            subject: One of `subjects`.
+
+        Returns:
+            Dataset over (voxel): position (voxel, axis), roi (voxel, roi_name) bool,
+            ncsnr (NaN where unknown) and embedding (voxel, E); attrs: of the subject
+            in its store, among them `space`.
+        """
+        s = self.subject(subject)
+        return xarray.Dataset(
+            {
+                "position": (("voxel", "axis"), s.position),
+                "roi": (("voxel", "roi_name"), s.roi),
+                "ncsnr": ("voxel", s.ncsnr),
+                "embedding": (("voxel", "embed"), s.embedding),
+            },
+            coords={
+                "voxel": np.arange(len(s.embedding)),
+                "roi_name": ("roi_name", np.array(s.roi_names, dtype=str)),
+            },
+            attrs={**s.attrs, "subject": s.name},
+        )
+
+    def subject(self, name: str) -> bundle.Subject:
+        """A subject as its file holds it: embeddings, positions, provenance.
+
+        Raises:
+            errors.ConfigError: If it is none of `subjects`.
+        """
+        if name not in self._subjects:
+            raise errors.ConfigError(
+                "subject",
+                "",
+                f"no subject {name!r}",
+                f"one of {', '.join(self.subjects)}",
+                errors.nearest(name, self.subjects),
+            )
+        return self._subjects[name]
+
+    def add_subject(self, path: str | os.PathLike) -> str:
+        """Takes in subjects/NAME.safetensors of `transfer`; returns its name.
+
+        Raises:
+            errors.InputError: If it is damaged or was fitted with another encoder.
+            errors.ConfigError: If there is a subject of that name.
+        """
+        subject = bundle.read_subject(path, self._bundle.sha256)
+        self._refuse_known(subject.name)
+        self._take_in(subject)
+        return subject.name
+
+    # 3. Predictions --------------------------------------------------------------
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        subject: str,
+        roi: str | Sequence[str] | None = None,
+        voxels: Any = None,
+        background: str | None = None,
+    ) -> xarray.DataArray:
+        """Predicted responses of a subject's voxels to pictures.
+
+        Args:
+            images: M pictures in any form that the class names.
+            subject: One of `subjects`.
+            roi: Region or regions (their union); None: all voxels.
+            voxels: Numbers of voxels or a mask over all of them, within `roi`.
+            background: What shows through transparent pixels; None refuses them.
+
+        Returns:
+            (image, voxel) float32, in the units of the training's responses (z-scores
+            within session), with coordinates image (id), voxel (number in the
+            subject), ncsnr, x, y, z (position) and one per region, `roi_NAME`.
+        """
+        opened = self._open(images, background)
+        chosen = self._choose(subject, roi, voxels)
+        out = np.empty((len(opened), len(chosen)), np.float32)
+        start = 0
+        for block in self._blocks(opened, self.subject(subject).embedding[chosen]):
+            out[start : start + len(block.ids)] = block.values
+            start += len(block.ids)
+        return xarray.DataArray(
+            out,
+            dims=("image", "voxel"),
+            coords={"image": list(opened.ids), **self._coordinates(subject, chosen)},
+            name="response",
+            attrs={"units": "z-score", "subject": subject},
+        )
+
+    def predict_blocks(
+        self,
+        images: Any,
+        *,
+        subject: str,
+        roi: str | Sequence[str] | None = None,
+        voxels: Any = None,
+        background: str | None = None,
+    ) -> Iterator[Block]:
+        """As `predict`, a block of pictures at a time, for results beyond memory."""
+        opened = self._open(images, background)
+        chosen = self._choose(subject, roi, voxels)
+        return self._blocks(opened, self.subject(subject).embedding[chosen])
+
+    def attention(
+        self,
+        images: Any,
+        *,
+        subject: str,
+        roi: str | Sequence[str] | None = None,
+        voxels: Any = None,
+        background: str | None = None,
+    ) -> xarray.Dataset:
+        """Where voxels look in pictures, and at what.
+
+        Args:
+            images: M pictures, or one.
+            subject: One of `subjects`.
+            roi: As in `predict`.
+            voxels: As in `predict`.
+            background: As in `predict`.
+
+        Returns:
+            Dataset with spatial (image, voxel, tap, y, x): attention over the grid of
+            patches, which sums to 1 with cls (image, voxel, tap), the share of the
+            CLS token (0 where the head does not see it), and of registers where it
+            sees those; contribution (image, voxel, tap), in z-scores, which sums over
+            taps to the prediction; functional (voxel, tap, channel), signed weights,
+            and share (voxel, tap, channel), their absolute values scaled to sum to 1.
+            NaN in spatial: a patch that the head does not see.
+        """
+        opened = self._open(images, background)
+        chosen = self._choose(subject, roi, voxels)
+        rows = self.subject(subject).embedding[chosen]
+        settings, geometry = self.config.backbone, self._bundle.backbone.geometry
+        places = encoder.token_places(self.config, geometry)
+        side, taps = settings.image_px // geometry.patch, len(settings.taps)
+        shape = (len(opened), len(rows), taps)
+        grid = np.full((*shape, side * side), np.nan, np.float32)
+        cls, added = np.zeros(shape, np.float32), np.empty(shape, np.float32)
+        compiled = self._ready()
+        done = 0
+        for ids, features in self._features(opened):
+            for some, part in self._chunks(rows):
+                look = compiled.look(compiled.params, features, part)
+                weights, own = (np.asarray(x)[: len(ids)] for x in look)
+                weights, own = weights[:, : len(rows[some])], own[:, : len(rows[some])]
+                here = slice(done, done + len(ids))
+                grid[here, some, :, places[places >= 0]] = np.moveaxis(
+                    weights[..., places >= 0], -1, 0
+                )
+                if settings.keep_cls:
+                    cls[here, some] = weights[..., 0]
+                added[here, some] = own
+            done += len(ids)
+        functional = np.einsum(
+            "ve,lec->vlc", rows, np.asarray(self._bundle.shared["head"]["functional"])
+        )
+        total = np.abs(functional).sum((1, 2), keepdims=True)
+        share = np.divide(
+            np.abs(functional), total, out=np.zeros_like(functional), where=total > 0
+        )
+        return xarray.Dataset(
+            {
+                "spatial": (
+                    ("image", "voxel", "tap", "y", "x"),
+                    grid.reshape(*shape, side, side),
+                ),
+                "cls": (("image", "voxel", "tap"), cls),
+                "contribution": (("image", "voxel", "tap"), added),
+                "functional": (("voxel", "tap", "channel"), functional),
+                "share": (("voxel", "tap", "channel"), share),
+            },
+            coords={
+                "image": list(opened.ids),
+                "tap": list(settings.taps),
+                **self._coordinates(subject, chosen, position=False),
+            },
+            attrs={"subject": subject, "patch_px": geometry.patch},
+        )
+
+    def score(
+        self,
+        images: Any,
+        responses: Any,
+        *,
+        subject: str,
+        metric: str = "r2",
+        roi: str | Sequence[str] | None = None,
+        voxels: Any = None,
+        repeats: Any = 1,
+        background: str | None = None,
+    ) -> xarray.DataArray:
+        """How well measured responses are predicted: one value per voxel.
+
+        Args:
+            images: M pictures, 3 or more, that the encoder has not seen: a warning
+                counts those that shaped its weights or the subject's embeddings.
+            responses: (M, V) measured, z-scored as the training's; the voxels of
+                `predict` with the same arguments.
+            subject: One of `subjects`.
+            metric: "r2", as scikit-learn's and himalaya's `score`; "pearson"; or
+                "noise_normalised": pearson over its noise ceiling.
+            roi: As in `predict`.
+            voxels: As in `predict`.
+            repeats: Presentations averaged in `responses`, one number or (M,); for
+                the noise ceiling.
+            background: As in `predict`.
+
+        Returns:
+            (voxel,) float64; NaN where it cannot be computed (constant voxels, no
+            ncsnr). attrs: metric, num_images, seen_images (None: not known).
+        """
+        if metric not in SCORES:
+            raise errors.ConfigError(
+                "metric", "", repr(metric), ", ".join(SCORES), "Choose one."
+            )
+        predicted = self.predict(
+            images, subject=subject, roi=roi, voxels=voxels, background=background
+        )
+        measured = np.asarray(responses)
+        if measured.shape != predicted.shape:
+            raise errors.InputError(
+                "responses",
+                "",
+                f"shape {measured.shape}",
+                f"{predicted.shape}, pictures by voxels",
+                "Give a row for each picture and a column for each predicted voxel.",
+            )
+        seen = self._count_seen(self._open(images, background), subject)
+        if seen:
+            warnings.warn(
+                f"{seen} of {len(measured)} pictures shaped the weights or {subject}'s "
+                "embeddings: the score says nothing of new pictures",
+                stacklevel=2,
+            )
+        if metric == "r2":
+            values = metrics.r2(measured, predicted.values)
+        else:
+            values = metrics.pearson(measured, predicted.values)
+        if metric == "noise_normalised":
+            counts = np.broadcast_to(np.asarray(repeats), len(measured))
+            ceiling = metrics.noise_ceiling(predicted.ncsnr.values, counts)
+            values = metrics.noise_normalised(values, ceiling)
+        score = predicted.isel(image=0, drop=True).copy(data=values)
+        score.name = metric
+        score.attrs = {
+            "metric": metric,
+            "num_images": len(measured),
+            "seen_images": seen,
+            "subject": subject,
+        }
+        return score
+
+    # 4. A new subject ------------------------------------------------------------
+
+    def fit_subject(
+        self,
+        images: Any,
+        responses: Any,
+        *,
+        name: str,
+        image_id: Sequence[str] | None = None,
+        split: Sequence[str] | None = None,
+        position: Any = None,
+        roi: dict[str, Any] | None = None,
+        ncsnr: Any = None,
+        attrs: dict[str, Any] | None = None,
+        background: str | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Learns embeddings for a new subject; nothing else of the encoder changes.
+
+        The same as `python -m ubrain_jax.transfer`, from arrays: pictures with the
+        same ids, the same seed and settings give the same embeddings.
+
+        Args:
+            images: M pictures, 4 or more, each once.
+            responses: (M, V) float, z-scored within session or run, repeats averaged,
+                finite.
+            name: Of the new subject.
+            image_id: (M,) ids, by which pictures are chosen for validation; default:
+                NAME/00000, ...
+            split: (M,) "train" or "val"; default: a tenth, 3 or more, for validation.
+            position: (V, 3) voxel i, j, k or hemisphere, vertex, -1; default: unknown.
+            roi: Mask (V,) of each region by name.
+            ncsnr: (V,) noise-ceiling signal-to-noise ratio; default: unknown.
+            attrs: Facts about the subject, JSON-able: space, affine, ...
+            background: As in `predict`.
+            **settings: Of `fit.Settings`: init ("random" or "twin"), steps, seed, ...
+
+        Returns:
+            How it was fitted: numbers of pictures, steps, val_mean_r, notes. The
+            subject is one of `subjects` now.
+
+        Raises:
+            errors.ConfigError: If the name is taken or a setting is out of range.
+            errors.InputError: If the arrays contradict each other, are not finite, or
+                a picture occurs twice.
+        """
+        self._refuse_known(name)
+        chosen = _settings(settings)
+        opened = self._open(images, background)
+        new = _subject_of(
+            opened, responses, name, image_id, split, position, roi, ncsnr, attrs
+        )
+        px = self.config.backbone.image_px
+        squares = np.empty((len(opened), px, px, 3), np.uint8)
+        for some in _slices(len(opened), 256):
+            squares[some] = opened.read(some)
+        stores = crowd.in_memory(new, squares)
+        count = len(opened) if split is None else None
+        compiled = self._ready()
+        ready = subjects.make_ready(
+            frozen.of_bundle(self._bundle, "this encoder"),
+            stores,
+            name,
+            num_images=count,
+            seed=chosen.seed,
+            network=compiled.network,
+            devices=list(compiled.mesh.devices.flat),
+        )
+        fitted, log = subjects.fit_subject(ready, chosen, count)
+        own = crowd.picture_hashes(stores)
+        told = {**fitted.provenance, "log": log, "image_sha256": sorted(own)}
+        self._take_in(fitted._replace(provenance=told))
+        return {k: v for k, v in told.items() if k != "image_sha256"}
+
+    # 5. Inside -------------------------------------------------------------------
+
+    def _take_in(self, subject: bundle.Subject) -> None:
+        self._subjects[subject.name] = subject
+        self._bundle = self._bundle._replace(subjects=tuple(self._subjects.values()))
+
+    def _refuse_known(self, name: str) -> None:
+        if name in self._subjects or not bundle.is_name(name):
+            raise errors.ConfigError(
+                "name",
+                "",
+                f"{name!r} is taken or no plain name",
+                "a name of its own",
+                "Choose another.",
+            )
+
+    def _open(self, images: Any, background: str | None) -> given.Given:
+        px = self.config.backbone.image_px
+        return given.open_pictures(images, px, background=background)
+
+    def _choose(self, subject: str, roi: Any, voxels: Any) -> np.ndarray:
+        """Numbers of the voxels asked for, (n,)."""
+        s = self.subject(subject)
+        chosen = np.arange(len(s.embedding))
+        if roi is not None:
+            names = [roi] if isinstance(roi, str) else list(roi)
+            for name in names:
+                if name not in s.roi_names:
+                    raise errors.ConfigError(
+                        "roi",
+                        "",
+                        f"{subject} has no region {name!r}",
+                        f"one of {', '.join(s.roi_names) or 'none: it has no regions'}",
+                        errors.nearest(name, s.roi_names),
+                    )
+            inside = s.roi[:, [s.roi_names.index(n) for n in names]].any(1)
+            chosen = chosen[inside]
+        if voxels is not None:
+            chosen = _within(chosen, np.atleast_1d(np.asarray(voxels)), len(s.roi))
+        if not len(chosen):
+            raise errors.ConfigError(
+                "roi and voxels", "", "no voxel is left", "one or more", "Choose others."
+            )
+        return chosen
+
+    def _coordinates(
+        self, subject: str, chosen: np.ndarray, *, position: bool = True
+    ) -> dict[str, Any]:
+        s = self.subject(subject)
+        found: dict[str, Any] = {"voxel": chosen}
+        if position:
+            found["ncsnr"] = ("voxel", s.ncsnr[chosen])
+            for k, axis in enumerate("xyz"):
+                found[axis] = ("voxel", s.position[chosen, k])
+            for k, name in enumerate(s.roi_names):
+                found[f"roi_{name}"] = ("voxel", s.roi[chosen, k])
+        return found
+
+    def _blocks(self, opened: given.Given, rows: np.ndarray) -> Iterator[Block]:
+        """Predictions of embeddings (n, E), a block of pictures at a time."""
+        compiled = self._ready()
+        chunks = list(self._chunks(rows))
+        for ids, features in self._features(opened):
+            values = np.empty((len(ids), len(rows)), np.float32)
+            for some, part in chunks:
+                block = np.asarray(compiled.respond(compiled.params, features, part))
+                values[:, some] = block[: len(ids), : values[:, some].shape[1]]
+            yield Block(ids, values)
+
+    def _features(self, opened: given.Given) -> Iterator[tuple[tuple[str, ...], Any]]:
+        """Ids and features (size, L, P, C) of blocks of pictures, on the devices."""
+        compiled = self._ready()
+        size = _bucket(len(opened), self._batch, compiled.mesh.size)
+        bar = tqdm.tqdm(total=len(opened), desc="pictures", disable=None, delay=2)
+        with bar:
+            for some in _slices(len(opened), size):
+                pictures = opened.read(some)
+                padded = np.zeros((size, *pictures.shape[1:]), np.uint8)
+                padded[: len(pictures)] = pictures
+                placed = sharding.put(compiled.mesh, sharding.IMAGES, padded)
+                yield opened.ids[some], compiled.features(compiled.params, placed)
+                bar.update(len(pictures))
+
+    def _chunks(self, rows: np.ndarray) -> Iterator[tuple[slice, jax.Array]]:
+        """Embeddings (n, E) in chunks of one size, on the devices."""
+        mesh = self._ready().mesh
+        size = _bucket(len(rows), self._chunk, mesh.shape["voxel"])
+        for some in _slices(len(rows), size):
+            padded = np.zeros((size, rows.shape[1]), np.float32)
+            padded[: len(rows[some])] = rows[some]
+            yield some, sharding.put(mesh, sharding.TABLE, padded)
+
+    def _count_seen(self, opened: given.Given, subject: str) -> int | None:
+        """How many pictures shaped what predicts them; None where that is not known."""
+        own = self.subject(subject).provenance.get("image_sha256", [])
+        if self._bundle.seen is None:
+            return None
+        known, count = set(self._bundle.seen) | set(own), 0
+        for some in _slices(len(opened), 256):
+            count += sum(crowd.picture_sha256(p) in known for p in opened.read(some))
+        return count
+
+    def _ready(self) -> _Compiled:
+        """Reads the backbone and compiles, once."""
+        if self._compiled is None:
+            self._compiled = _compile(self._bundle, self._backbone, self._devices)
+        return self._compiled
+
+
+def _compile(
+    trained: bundle.Bundle, backbone: str, devices: list[Any] | None
+) -> _Compiled:
+    """The backbone that the bundle names, and the programs around it."""
+    experiment = trained.experiment
+    settings = dataclasses.replace(experiment.backbone, weights=backbone)
+    network = experiments.load_network(settings)
+    found = network.provenance.sha256
+    if found != trained.backbone.sha256:
+        raise errors.InputError(
+            backbone,
+            "",
+            f"a backbone with sha256 {found or 'of nothing: random weights'}",
+            f"{trained.backbone.source}, {trained.backbone.sha256 or 'random weights'}",
+            "Give the folder of that network with backbone=.",
+        )
+    devices = list(jax.devices()) if devices is None else devices
+    data = experiment.data
+    mesh = sharding.make_mesh(
+        None, None, stripes=data.stripes, batch_images=len(devices), devices=devices
+    )
+    parts = encoder.build(experiment, network.backbone, data.stripes, mesh)
+    everywhere = sharding.place(mesh, sharding.REPLICATED)
+    shared = jax.tree.map(lambda a: jax.device_put(a, everywhere), trained.shared)
+    params = {**shared, "table": parts.trainable["table"]}
+    graph, fixed = parts.graph, parts.frozen
+
+    def model(params: Any, fixed: Any) -> encoder.Encoder:
+        return nnx.merge(graph, params, fixed)
+
+    def features(params, fixed, pictures):
+        return model(params, fixed).features(pictures)
+
+    def respond(params, fixed, features, embeddings):
+        return model(params, fixed).respond_all(features, embeddings, None)
+
+    def look(params, fixed, features, embeddings):
+        one = model(params, fixed).head.look
+        every = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
+        return every(features, embeddings)
+
+    def compiled(program):
+        program = jax.jit(program, out_shardings=everywhere)
+        return lambda params, *rest: program(params, fixed, *rest)
+
+    return _Compiled(
+        network,
+        mesh,
+        parts,
+        params,
+        compiled(features),
+        compiled(respond),
+        compiled(look),
+    )
+
+
+def _bucket(count: int, most: int, multiple: int) -> int:
+    """Size of a padded block: few sizes, so few programs, for any count.
+
+    Example:
+        >>> [_bucket(n, 32, 1) for n in (1, 3, 17, 40)]
+        [1, 4, 32, 32]
+    """
+    size = 1
+    while size < min(count, most):
+        size *= 2
+    return -(-min(size, most) // multiple) * multiple
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(k, min(k + size, count)) for k in range(0, count, size))
+
+
+def _within(chosen: np.ndarray, voxels: np.ndarray, count: int) -> np.ndarray:
+    """Voxels by number or mask, among those chosen."""
+    if voxels.dtype == bool and voxels.shape == (count,):
+        return chosen[voxels[chosen]]
+    if voxels.dtype.kind not in "iu" or voxels.ndim != 1:
+        raise errors.ConfigError(
+            "voxels",
+            "",
+            f"{voxels.dtype} {voxels.shape}",
+            f"numbers of voxels, or a mask ({count},)",
+            "Give one of the two.",
+        )
+    missing = voxels[~np.isin(voxels, chosen)]
+    if len(missing):
+        raise errors.ConfigError(
+            "voxels",
+            "",
+            f"voxel {missing[0]} is not there",
+            f"0..{count - 1}, inside the region if one is given",
+            "Change the numbers.",
+        )
+    return voxels.astype(np.int64)
+
+
+def _settings(values: dict[str, Any]) -> fit.Settings:
+    """Settings of a fit, unknown ones refused by name."""
+    known = {f.name for f in dataclasses.fields(fit.Settings)}
+    for name in values:
+        if name not in known:
+            raise errors.ConfigError(
+                name, "", "no such setting", "one of them", errors.nearest(name, known)
+            )
+    settings = fit.Settings(**values)
+    fit.check(settings)
+    return settings
+
+
+def _subject_of(
+    opened: given.Given,
+    responses: Any,
+    name: str,
+    image_id: Sequence[str] | None,
+    split: Sequence[str] | None,
+    position: Any,
+    roi: dict[str, Any] | None,
+    ncsnr: Any,
+    attrs: dict[str, Any] | None,
+) -> schema.Subject:
+    """A user's arrays as the subject of a store."""
+    measured = np.asarray(responses, np.float32)
+    if measured.ndim != 2 or len(measured) != len(opened) or len(measured) < 4:
+        raise errors.InputError(
+            "responses",
+            "",
+            f"shape {measured.shape} for {len(opened)} pictures",
+            "(M, V), a row for each of 4 or more pictures",
+            "Give pictures and responses in one order.",
+        )
+    m, v = measured.shape
+    masks = [np.asarray(mask, bool) for mask in (roi or {}).values()]
+    for region, mask in zip(roi or {}, masks, strict=True):
+        if mask.shape != (v,):
+            raise errors.InputError(
+                "roi", region, f"shape {mask.shape}", f"({v},)", "Give a mask."
+            )
+    if split is not None and set(map(str, split)) - {"train", "val"}:
+        raise errors.InputError(
+            "split", "", str(sorted(set(map(str, split)))), "train or val", "Mend it."
+        )
+    ids = [f"{name}/{k:05d}" for k in range(m)] if image_id is None else image_id
+    return schema.Subject(
+        name,
+        measured,
+        [str(i) for i in ids],
+        np.asarray(["train"] * m if split is None else [str(s) for s in split]),
+        np.ones(m, np.uint8),
+        np.full(v, np.nan, np.float32) if ncsnr is None else np.asarray(ncsnr),
+        np.full((v, 3), -1, np.int32) if position is None else np.asarray(position),
+        np.stack(masks, 1) if masks else np.zeros((v, 0), bool),
+        tuple(roi or {}),
+        {"dataset": "given from Python", "space": "not told", **(attrs or {})},
+    )
+
+
+def of_workdir(path: str | os.PathLike) -> pathlib.Path:
+    """Where a run keeps its bundle."""
+    return pathlib.Path(path) / "encoder"
