@@ -37,12 +37,14 @@ class Output(NamedTuple):
         files: What will be there, the sidecar last.
         sheets: How they are written; none for .zarr.
         notes: What a user must know about them.
+        size: Subject, images and voxels, in words.
     """
 
     path: pathlib.Path
     files: list[pathlib.Path]
     sheets: list[sheets.Sheet]
     notes: list[str]
+    size: str
 
 
 def take(subject: bundle.Subject, voxels: np.ndarray) -> bundle.Subject:
@@ -129,7 +131,8 @@ def check(
     _check_absent(path, files, overwrite)
     room = sum(s.room for s in made) if made else plain
     sheets.check_room(path, room * len(ids))
-    return Output(path, files, made, notes)
+    size = f"{subject.name}: {len(ids)} pictures, {len(subject.position)} voxels"
+    return Output(path, files, made, notes, size)
 
 
 def write(
