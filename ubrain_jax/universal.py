@@ -551,11 +551,7 @@ class UniversalEncoder:
             chosen = _within(chosen, np.atleast_1d(np.asarray(voxels)), len(s.roi))
         if not len(chosen):
             raise errors.ConfigError(
-                "roi and voxels",
-                "",
-                "no voxel is left",
-                "one or more",
-                "Choose others.",
+                "roi and voxels", "", "no voxel is left", "one or more", "Choose others."
             )
         return chosen
 
