@@ -45,7 +45,6 @@ from ubrain_jax import (
 )
 from ubrain_jax.model import encoder
 
-
 _ENDED = "the learning rate fell below optim.plateau_stop"
 
 

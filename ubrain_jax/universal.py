@@ -10,13 +10,11 @@ Results are xarray with coordinates; `.values` is the NumPy array.
 
 import dataclasses
 import os
-import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 import xarray
@@ -133,7 +131,7 @@ class UniversalEncoder:
         return cls(trained, backbone=backbone or found.backbone, **options)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a bundle with all subjects; `load` gives the same numbers, bit for bit.
+        """Writes a bundle with all subjects, which `load` reads bit for bit.
 
         Args:
             path: Folder; a bundle that is there is replaced, nothing else is.
@@ -551,7 +549,11 @@ class UniversalEncoder:
             chosen = _within(chosen, np.atleast_1d(np.asarray(voxels)), len(s.roi))
         if not len(chosen):
             raise errors.ConfigError(
-                "roi and voxels", "", "no voxel is left", "one or more", "Choose others."
+                "roi and voxels",
+                "",
+                "no voxel is left",
+                "one or more",
+                "Choose others.",
             )
         return chosen
 
@@ -774,8 +776,3 @@ def _subject_of(
         tuple(roi or {}),
         {"dataset": "given from Python", "space": "not told", **(attrs or {})},
     )
-
-
-def of_workdir(path: str | os.PathLike) -> pathlib.Path:
-    """Where a run keeps its bundle."""
-    return pathlib.Path(path) / "encoder"
