@@ -275,3 +275,25 @@ def test_weighted_stores_of_groups_resume_and_are_shared(joint, power):
     given = plain.shares(2, 4, 2)
     parts = [batches.dataset(joint, settings, 3, share) for share in given]
     plain.assert_shares(whole, parts, given, (0, 7))
+
+
+def test_pictures_of_a_group_are_moved_each_by_itself(stores):
+    settings = config.Data(
+        batch_images=4, group_images=2, voxels_per_image=16, stripes=4, shift_px=2
+    )
+    still = dataclasses.replace(settings, shift_px=0)
+    moved, plain = (batches.dataset(stores, s, 3) for s in (settings, still))
+    shifts = set()
+    for step in range(6):
+        a, b = moved[step], plain[step]
+        np.testing.assert_array_equal(a.picture, b.picture)
+        for image, original in zip(a.image, b.image, strict=True):
+            found = [
+                (y, x)
+                for y in range(-2, 3)
+                for x in range(-2, 3)
+                if (batches.moved(original[None], np.array([[y, x]]))[0] == image).all()
+            ]
+            assert len(found) == 1
+            shifts.update(found)
+    assert len(shifts) > 8
