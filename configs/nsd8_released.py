@@ -6,8 +6,9 @@ What:    One encoder for the 8 subjects of NSD: ViT-L/14 with registers up to bl
          in float32, as they ran it, so that published weights and figures compare.
 Command: python -m ubrain_jax.main --config=configs/nsd8_released.py
          --workdir=runs/nsd8_released --config.data.crowd=nsd.zarr
-Cost:    Not measured. 2,100 steps an epoch; 1.2 GB of frozen weights, 1.6 GB of table,
-         gradient and the three moments of amsgrad. 30 epochs, or fewer if it ends.
+Cost:    Not measured. 2,100 steps an epoch, 30 epochs or fewer; a step is foreseen to
+         need 22 GB on one device: 1.2 of frozen weights, 1.6 of table, gradient and
+         amsgrad, 16 of float32 activations of the backbone.
 Expect:  Not measured. The authors print median r .5427 .5654 .5853 .4299 for subjects
          1 2 5 7 on the shared 1000 images, .5289 pooled.
 Checked: 2026-11-25: a tiny run of these settings with random weights trains, resumes

@@ -126,6 +126,7 @@ def test_reads_every_planted_value(folder):
         assert subject.repeats.dtype == np.uint8
         assert subject.repeats.tolist() == [3] * len(planted["train"])
         assert subject.attrs["space"] == "fsaverage"
+        assert subject.attrs["vertices"] == [163842, 163842]
 
 
 def test_regions_are_the_planted_labels(folder):

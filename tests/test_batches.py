@@ -105,7 +105,8 @@ def test_no_training_picture_is_an_error(tmp_path, make_dataset):
         batches.find_pools(crowd.open_crowd((path,)))
 
 
-def test_every_response_is_the_one_in_the_store(stores):
+@pytest.mark.parametrize("changes", [{}, {"replacement": True, "shift_px": 2}])
+def test_every_response_is_the_one_in_the_store(stores, changes):
     """Against a slow look-up with zarr-python, one number at a time."""
     root = zarr.open_group(stores.paths[0], mode="r")
     ids = list(root["image_id"][...])
@@ -120,11 +121,13 @@ def test_every_response_is_the_one_in_the_store(stores):
     ]
     images = root["images"][...]
     count = 0
-    for batch in take(batches.dataset(stores, SETTINGS, 3), 8):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    for batch in take(batches.dataset(stores, settings, 3), 8):
         voxels = global_voxels(batch)
         for b, picture in enumerate(batch.picture):
             row = ids.index(stores.image_id[picture])
-            np.testing.assert_array_equal(batch.image[b], images[row])
+            if not changes:
+                np.testing.assert_array_equal(batch.image[b], images[row])
             for s, n in itertools.product(range(4), range(4)):
                 name, inside = owner[voxels[b, s, n]]
                 table, image = tables[name]
@@ -173,6 +176,86 @@ def test_every_voxel_of_the_pool_is_equally_likely(stores, pools, image_id, seen
         assert inside.sum() == times * 4
         # Without replacement counts vary less than chi-square says: a bound.
         assert stats.chisquare(inside).pvalue > 1e-3
+
+
+def test_drawn_with_replacement_every_voxel_is_as_likely_at_every_place(stores, pools):
+    """24 of each stripe of a pool of about 27: repeats, and no padding ever."""
+    picture = stores.image_id.index("t/0002")
+    rng = np.random.default_rng(0)
+    drawn = np.stack(
+        [
+            batches.draw_voxels(
+                stores, pools, picture, 4, 160, rng, replacement=True
+            ).voxel
+            for _ in range(250)
+        ]
+    )  # (250, 4, 40)
+    assert (drawn >= 0).all()
+    np.testing.assert_array_equal(drawn % 4, np.arange(4)[:, None] + 0 * drawn)
+    for stripe in range(4):
+        size = len(range(stripe, sum(VOXELS), 4))
+        counts = np.bincount(drawn[:, stripe].ravel() // 4, minlength=size)
+        assert stats.chisquare(counts).pvalue > 1e-3
+        # Equal neighbours in a draw: 1 in `size`, were they independent.
+        again = (drawn[:, stripe, 1:] == drawn[:, stripe, :-1]).sum()
+        assert stats.binomtest(int(again), 250 * 39, 1 / size).pvalue > 1e-3
+
+
+def test_a_stripe_without_a_voxel_is_padded_with_replacement_too(
+    tmp_path, make_dataset
+):
+    path = str(tmp_path / "t.zarr")
+    crowd.write(path, make_dataset(num_subjects=1, voxels=(3,)), image_px=28)
+    few = crowd.open_crowd((path,))
+    pools, rng = batches.find_pools(few), np.random.default_rng(0)
+    picture = int(pools.pictures[0])
+    drawn = batches.draw_voxels(few, pools, picture, 4, 16, rng, replacement=True)
+    np.testing.assert_array_equal(drawn.voxel, [[0] * 4, [1] * 4, [2] * 4, [-1] * 4])
+
+
+def slow_shift(picture, down, right):
+    """One pixel at a time: what lies `down` above and `right` to the left."""
+    height, width, _ = picture.shape
+    out = np.empty_like(picture)
+    for y, x in np.ndindex(height, width):
+        from_y = min(max(y - down, 0), height - 1)
+        from_x = min(max(x - right, 0), width - 1)
+        out[y, x] = picture[from_y, from_x]
+    return out
+
+
+def test_a_moved_picture_repeats_its_edge():
+    """Against a slow loop, and np.pad with a window on it."""
+    pictures = np.random.default_rng(0).integers(0, 256, (49, 9, 12, 3), np.uint8)
+    shifts = np.array(list(itertools.product(range(-3, 4), repeat=2)))
+    found = batches.moved(pictures, shifts)
+    assert found.dtype == np.uint8
+    for picture, (down, right), ours in zip(pictures, shifts, found, strict=True):
+        np.testing.assert_array_equal(ours, slow_shift(picture, down, right))
+        wide = np.pad(picture, ((3, 3), (3, 3), (0, 0)), "edge")
+        np.testing.assert_array_equal(
+            ours, wide[3 - down : 12 - down, 3 - right : 15 - right]
+        )
+
+
+def test_training_pictures_are_moved_evenly_and_as_seed_and_step_say(stores):
+    """Every shift of -2..2 as often, found by comparing with the stored picture."""
+    settings = dataclasses.replace(SETTINGS, shift_px=2)
+    plain, shifted = (batches.dataset(stores, s, 3) for s in (SETTINGS, settings))
+    shifts = list(itertools.product(range(-2, 3), repeat=2))
+    counts = np.zeros(len(shifts), int)
+    for step in range(20):
+        still, other = plain[step], shifted[step]
+        # Voxels are drawn first, so they do not know of the shift.
+        np.testing.assert_array_equal(still.voxel, other.voxel)
+        for a, b in zip(still.image, other.image, strict=True):
+            fits = [np.array_equal(slow_shift(a, *s), b) for s in shifts]
+            assert sum(fits) == 1
+            counts[fits.index(True)] += 1
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert_same(shifted[7], batches.dataset(stores, settings, 3)[7])
+    last = batches.dataset(stores, settings, 4)[7]
+    assert not np.array_equal(last.image, shifted[7].image)
 
 
 def test_draws_are_not_the_same_positions_in_every_stripe(stores, pools):
@@ -302,6 +385,13 @@ def test_processes_read_their_share_of_the_batch_of_one(stores, data, voxel, pro
     parts = [batches.dataset(stores, settings, 0, share) for share in given]
     # 3 and 4 touch two epochs
     assert_shares(batches.dataset(stores, settings, 0), parts, given, (0, 1, 3, 4))
+
+
+def test_processes_move_their_pictures_as_one_does(stores):
+    settings = dataclasses.replace(SETTINGS, shift_px=3, replacement=True)
+    given = shares(2, 4, 4)
+    parts = [batches.dataset(stores, settings, 0, share) for share in given]
+    assert_shares(batches.dataset(stores, settings, 0), parts, given, (0, 3))
 
 
 def test_a_process_reads_no_pictures_but_its_own(stores, monkeypatch):

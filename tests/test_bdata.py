@@ -188,6 +188,7 @@ def test_positions_are_the_same_for_every_choice_of_columns():
     some = bdata.select(opened, "ROI_FFA")
     chosen, same = bdata.positions(opened, some)
     assert same == place
+    assert place["grid"] == (every.max(0) + 1).tolist()
     np.testing.assert_array_equal(chosen, every[5:9])
     mm = chosen @ np.array(place["affine"])[:3, :3] + np.array(place["affine"])[:3, 3]
     for axis, key in enumerate(("voxel_x", "voxel_y", "voxel_z")):

@@ -1,5 +1,9 @@
 """A subject's file: whole, of one encoder, and refused by name otherwise."""
 
+import dataclasses
+import hashlib
+import json
+
 import numpy as np
 import pytest
 import safetensors
@@ -35,6 +39,28 @@ def test_file_comes_back_bit_for_bit(subject, tmp_path):
         else:
             assert ours == theirs
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.safetensors"]
+
+
+def test_dropped_tokens_are_part_of_the_hash_but_for_the_default():
+    """The hash of files that are older than the choice stays what it was."""
+    shared = {"head": {"a": np.arange(3.0)}}
+    backbone = config.Backbone(keep_cls=True)
+    given = config.Experiment(backbone=backbone)
+    choices = {
+        "backbone": {"x": "1"},
+        "taps": backbone.taps,
+        "image_px": 224,
+        "keep_cls": True,
+        "adapter": {"kind": "lora", "rank": 16, "alpha": 16.0},
+        "head": [256, 128, 4],
+        "shared": bundle.tree_sha256(shared),
+    }
+    text = json.dumps(choices, sort_keys=True).encode()
+    found = bundle.encoder_sha256(given, shared, {"x": "1"})
+    assert found == hashlib.sha256(text).hexdigest()
+    other = dataclasses.replace(backbone, drop="last_patches")
+    other = dataclasses.replace(given, backbone=other)
+    assert bundle.encoder_sha256(other, shared, {"x": "1"}) != found
 
 
 def test_another_encoder_is_refused(subject, tmp_path):

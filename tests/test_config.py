@@ -72,7 +72,7 @@ def test_a_config_file_can_set_what_is_none_by_default():
         c.train.stepz = 3
 
 
-@pytest.mark.parametrize("name", ["crowd", "demo", "nsd1", "nsd8"])
+@pytest.mark.parametrize("name", ["crowd", "demo", "nsd1", "nsd8", "nsd8_released"])
 def test_each_file_in_configs_parses(name):
     space = {}
     exec((REPOSITORY / "configs" / f"{name}.py").read_text(), space)  # noqa: S102
@@ -225,12 +225,14 @@ def test_an_empty_text_is_no_store(given):
         ("data", "stripes", (0, -8), (1, 2, 5)),
         ("data", "read_threads", (0,), (1,)),
         ("data", "store_power", (-0.1, 1.1, math.nan, math.inf), (0.0, 0.5, 1.0)),
+        ("data", "shift_px", (-1, 224), (0, 3)),
         ("data", "subjects", (("a", "a"), "a,a"), ((), ("a", "b"))),
         ("backbone", "taps", ((), (0, 1), (2, 1), (1, 1), (-1, 2)), ((1,), (3, 9))),
         ("backbone", "image_px", (0, 225, -14, 7), (14, 518)),
         ("backbone", "dtype", ("float16", "", "BFLOAT16"), ("float32",)),
         ("backbone", "attention", ("flash",), ("cudnn",)),
         ("backbone", "remat", ("yes",), ("full", "none")),
+        ("backbone", "drop", ("cls", "last_patches"), ("registers",)),
         ("adapter", "kind", ("LoRA",), ("residual", "none")),
         ("adapter", "rank", (0,), (1,)),
         ("adapter", "alpha", (0.0, -1.0, math.nan, math.inf), (0.5,)),
@@ -242,11 +244,16 @@ def test_an_empty_text_is_no_store(given):
         ("loss", "kind", ("mse",), ("released",)),
         ("loss", "alpha", (-0.1, 1.1, math.nan), (0.0, 1.0)),
         ("optim", "learning_rate", (0.0, -1e-3, math.nan, math.inf), (1.0,)),
-        ("optim", "schedule", ("linear",), ("cosine",)),
+        ("optim", "schedule", ("linear",), ("cosine", "plateau")),
+        ("optim", "plateau_factor", (0.0, 1.0, -1.0, math.nan), (0.1, 0.99)),
+        ("optim", "plateau_patience", (-1,), (0, 9)),
+        ("optim", "plateau_threshold", (-1e-3, math.nan, math.inf), (0.0, 0.1)),
+        ("optim", "plateau_stop", (-1e-9, 1e-3, math.nan), (0.0, 1e-4)),
         ("optim", "warmup_steps", (-1, 11), (0, 10)),
         ("train", "steps", (-1,), (1,)),
         ("train", "seed", (-1, 2**31), (0, 2**31 - 1)),
         ("train", "eval_every_steps", (-1,), (0, 1)),
+        ("train", "val_score", ("mean", "p25"), ("p75",)),
         ("train", "checkpoint_every_steps", (0,), (1,)),
         ("train", "keep_checkpoints", (0,), (1,)),
         ("train", "log_every_steps", (0,), (1,)),
@@ -271,6 +278,32 @@ def test_voxels_must_share_evenly_among_the_stripes():
         "data.voxels_per_image is 100, not a multiple of data.stripes (16)" in message
     )
     config.from_dict(valid(data={"voxels_per_image": 96, "stripes": 16}), "x")
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "message"),
+    [
+        (
+            {"backbone": {"drop": "last_patches"}},
+            {"backbone": {"keep_cls": True}},
+            "backbone.drop is 'last_patches', not .* with backbone.keep_cls",
+        ),
+        (
+            {"optim": {"amsgrad": True, "table": "sparse"}},
+            {"optim": {"table": "auto"}},
+            "optim.table is 'sparse', not 'dense' or 'auto', which optim.amsgrad needs",
+        ),
+        (
+            {"optim": {"schedule": "plateau"}, "train": {"eval_every_steps": 0}},
+            {"train": {"eval_every_steps": 5}},
+            "optim.schedule is 'plateau', not 'plateau' with train.eval_every_steps",
+        ),
+    ],
+)
+def test_choices_that_need_another_one(bad, good, message):
+    assert re.search(message, refused(valid(**bad)))
+    mended = {s: {**bad.get(s, {}), **good.get(s, {})} for s in {*bad, *good}}
+    config.from_dict(valid(**mended), "x")
 
 
 @pytest.mark.parametrize(

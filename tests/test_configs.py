@@ -63,6 +63,64 @@ def test_crowd_is_nsd8_over_three_stores():
     assert joint == paper
 
 
+def test_nsd8_released_is_the_authors_code():
+    """Every value of theirs, and of nsd8 what they leave alone."""
+    files = {p.stem: p for p in FILES}
+    released, paper = (
+        config.to_dict(config.parse(load(files[name])[0], name))
+        for name in ("nsd8_released", "nsd8")
+    )
+    changed = {k: v[1] for k, v in config.differences(paper, released).items()}
+    assert changed == {
+        "backbone.name": "dinov2-with-registers-large",
+        "backbone.weights": "facebook/dinov2-with-registers-large",
+        "backbone.dtype": "float32",
+        "backbone.keep_cls": True,
+        "adapter.kind": "residual",
+        "adapter.rank": 7,
+        "adapter.alpha": 0.01,
+        "head.dtype": "float32",
+        "loss.kind": "released",
+        "optim.amsgrad": True,
+        "optim.schedule": "plateau",
+        "data.replacement": True,
+        "data.shift_px": 3,
+        "train.eval_every_steps": 2100,
+        "train.select": "best",
+        "train.val_score": "p75",
+    }
+    assert released["backbone"]["taps"] == [1, 6, 12, 18, 24]
+    assert (released["backbone"]["image_px"], released["head"]["channels"]) == (
+        224,
+        128,
+    )
+    assert (released["head"]["dropout"], released["head"]["mlp_ratio"]) == (0.25, 4)
+    assert (released["loss"]["alpha"], released["optim"]["learning_rate"]) == (
+        0.1,
+        1e-3,
+    )
+    plateau = ("factor", "patience", "threshold", "stop")
+    found = [released["optim"][f"plateau_{name}"] for name in plateau]
+    assert found == [0.1, 4, 0.003, 1e-7]
+    data, train = released["data"], released["train"]
+    assert (data["batch_images"], data["voxels_per_image"]) == (32, 5000)
+    assert (train["epochs"], train["steps"]) == (30, None)
+
+
+def test_nsd8_contrastive_is_nsd8_with_a_term_and_batches_of_one_subject():
+    files = {p.stem: p for p in FILES}
+    more, paper = (
+        config.to_dict(config.parse(load(files[name])[0], name))
+        for name in ("nsd8_contrastive", "nsd8")
+    )
+    changed = config.differences(paper, more)
+    assert changed == {
+        "data.group_images": (1, 32),
+        "loss.contrastive": (0.0, 1.0),
+    }
+    assert more["loss"]["temperature"] == 0.1
+
+
 def test_nsd8_is_the_paper():
     e = config.parse(load(next(p for p in FILES if p.stem == "nsd8"))[0], "nsd8")
     assert e.backbone.name == "dinov2-giant"

@@ -307,6 +307,12 @@ def test_patches_drop_cls_and_registers():
     with_cls = net.patches(taps[0], keep_cls=True)
     np.testing.assert_array_equal(with_cls[:, 0], taps[0, :, 0])
     np.testing.assert_array_equal(with_cls[:, 1:], taps[0, :, 3:])
+    older = net.patches(taps[0], keep_cls=True, drop="last_patches")
+    np.testing.assert_array_equal(older, taps[0, :, :17])
+    with pytest.raises(ValueError, match=r"last_patches.*keep_cls=False"):
+        net.patches(taps, drop="last_patches")
+    with pytest.raises(ValueError, match="drop is 'cls'"):
+        net.patches(taps, keep_cls=True, drop="cls")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="16 tokens; expected 19"):
         net.patches(net.patches(taps))
 

@@ -9,7 +9,7 @@ import xarray
 from flax import nnx
 from scipy import stats
 
-from ubrain_jax import crowd, evaluate, experiments, metrics
+from ubrain_jax import controls, crowd, evaluate, experiments, metrics
 from ubrain_jax.maps import report
 
 
@@ -89,6 +89,12 @@ def test_metrics_json_has_the_schema(workdir, run):
         found = s["retrieval"]
         assert found["pool"] == 4
         assert set(found) >= {"top1", "top5", "mean_rank", "median_rank"}
+        choice = s["two_afc"]
+        assert choice["pool"] == 4
+        assert 0 <= choice["mean"] <= 1
+        assert list(s["controls"]) == ["shuffled_voxels", "mean_pattern", "wrong_image"]
+        assert s["controls"]["mean_pattern"]["two_afc"] == 0.5
+        assert all(c["pool"] == 4 for c in s["controls"].values())
         sizes = [r["num_voxels"] for r in s["roi"].values()]
         assert list(s["roi"]) == ["first", "second"]
         assert sum(sizes) == subject.num_voxels
@@ -122,6 +128,21 @@ def test_shuffled_test_images_score_at_chance():
     assert right.top1 > 0.9
     assert wrong.top1 < 0.06
     assert abs(np.nanmean(metrics.pearson(truth, np.roll(predicted, 1, 0)))) < 0.03
+
+
+def test_a_control_above_chance_is_a_warning(run, tmp_path, monkeypatch):
+    leak = {"two_afc": 0.9, "reverse_two_afc": 0.5, "top1": 0.0, "pool": 50}
+    fair = {**leak, "two_afc": 0.5}
+    given = iter([{"wrong_image": fair}, {"wrong_image": leak}])
+    monkeypatch.setattr(controls, "scores_in", lambda *_: next(given))
+    result = evaluate.evaluate(run, run.parts.trainable, str(tmp_path), 0)
+    names = [s.name for s in run.stores.subjects]
+    [line] = [w for w in result["warnings"] if w.startswith("note: a control")]
+    assert names[1] in line
+    assert names[0] not in line
+    assert "wrong_image has two_afc 0.900" in line
+    assert "pool 50" in line
+    assert "wrong_image has two_afc" in (tmp_path / "report.html").read_text()
 
 
 def test_random_backbone_and_simulated_brains_are_said_everywhere(run, workdir):

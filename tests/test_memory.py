@@ -26,6 +26,10 @@ def bytes_of(tree) -> int:
         ("dinov2-giant", {}),
         ("dinov2-with-registers-large", {"adapter": {"kind": "residual", "rank": 4}}),
         ("dinov2-small", {"adapter": {"kind": "none"}, "backbone": {"keep_cls": True}}),
+        (
+            "dinov2-with-registers-small",
+            {"backbone": {"keep_cls": True, "drop": "last_patches"}},
+        ),
     ],
 )
 def test_weights_are_those_of_the_encoder(name, changes):
@@ -43,6 +47,14 @@ def test_weights_are_those_of_the_encoder(name, changes):
     assert found.frozen == bytes_of(parts.frozen)
     assert found.table == 4 * table
     assert found.shared == 4 * (bytes_of(parts.trainable) - table)
+
+
+def test_amsgrad_keeps_one_array_more():
+    plain = config.Experiment()
+    amsgrad = config.Experiment(optim=config.Optim(amsgrad=True))
+    four, five = (memory.predict(e, GIANT, 10_001, 1, 1) for e in (plain, amsgrad))
+    assert (4 * five.table, 4 * five.shared) == (5 * four.table, 5 * four.shared)
+    assert five[2:] == four[2:]
 
 
 def test_what_a_device_holds_falls_with_the_axis_that_splits_it():

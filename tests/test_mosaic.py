@@ -185,6 +185,7 @@ def test_mask_chooses_grayordinates(copy, tmp_path):
     np.testing.assert_array_equal(everything.position[:, 1], np.arange(NUM))
     assert (everything.position[:, 2] == -1).all()
     assert everything.position.dtype == np.int32
+    assert everything.attrs["vertices"] == [32492, 32492]
     chosen = np.array([5, 6, 7, 29700, 70000, 91281])
     mask = np.zeros(NUM, bool)
     mask[chosen] = True

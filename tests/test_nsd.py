@@ -52,6 +52,7 @@ def test_volume_responses_equal_the_slow_computation(truth, volume, number):
     subject = volume[0][f"nsd-subj{number:02d}"]
     check_responses(subject, sessions, shown(truth, number, used))
     assert subject.position.tolist() == np.stack([x, y, z], 1).tolist()
+    assert subject.attrs["grid"] == list(nsd_files.GRIDS[number])
     expected = truth.ncsnr[number][x, y, z]
     np.testing.assert_array_equal(subject.ncsnr, expected)
 
@@ -71,6 +72,7 @@ def test_surface_responses_equal_the_slow_computation(truth, surface, number):
         [int(v >= left), v - left * (v >= left), -1] for v in np.flatnonzero(mask)
     ]
     assert subject.position.tolist() == expected
+    assert subject.attrs["vertices"] == list(nsd_files.VERTICES)
     expected = truth.ncsnr["fsaverage", number][mask]
     np.testing.assert_array_equal(subject.ncsnr, expected)
 

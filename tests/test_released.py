@@ -220,6 +220,7 @@ def test_masks_give_vertices_and_regions(tmp_path, arrays, layout):
         assert subject.position[:, 0].tolist() == [0] * left + [1] * (
             NUM_VOXELS[number] - left
         )
+        assert subject.attrs["vertices"] == [163842, 163842]
         assert subject.roi_names == ["streams:early"]
         odd = [*(np.arange(left) % 2), *(np.arange(NUM_VOXELS[number] - left) % 2)]
         assert subject.roi[:, 0].tolist() == [bool(v) for v in odd]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ubrain_jax import errors, metrics
+from ubrain_jax import controls, errors, metrics
 from ubrain_jax.maps import report
 
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -61,6 +61,7 @@ def _subject(name, images=40, voxels=60, ncsnr=0.8, seed=0):
 
 def _entry(scores, measured, predicted, regions):
     found = metrics.retrieval(measured, predicted)._asdict()
+    choice = metrics.two_afc(measured, predicted)
     roi = {
         region: {
             "pearson": metrics.quartiles(scores.pearson[i :: len(regions)]),
@@ -78,6 +79,8 @@ def _entry(scores, measured, predicted, regions):
         "retrieval": {
             k: found[k] for k in ("pool", "top1", "top5", "mean_rank", "median_rank")
         },
+        "two_afc": {"pool": choice.pool, "mean": choice.mean},
+        "controls": controls.scores(measured, predicted),
         "roi": roi,
         "num_test_images": len(measured),
         "num_voxels": len(scores.pearson),
@@ -147,6 +150,18 @@ def test_report_holds_scores_chance_figures_and_provenance(tmp_path):
     # Loss, validation, two figures of two subjects; one query with five answers.
     assert len(images) == 2 + 4 + 6
     assert all(a["alt"] for a in images)
+
+
+def test_report_shows_forced_choice_and_controls_with_their_chance(tmp_path):
+    arguments = _arguments(names=("sub-a", "old"))
+    entries = arguments["metrics"]["subjects"]
+    del entries["old"]["two_afc"], entries["old"]["controls"]  # of an older run
+    entries["sub-a"]["two_afc"]["mean"] = 0.8126
+    page = Page(_written(tmp_path, **arguments))
+    assert "81.3 % 50.0 %" in page.text
+    assert re.search(r"old\s*40\s*–", page.text)
+    assert "sub-a: mean pattern50.0 % 50.0 %" in page.text
+    assert "old: mean pattern" not in page.text
 
 
 def test_report_is_self_contained_and_runs_nothing(tmp_path):

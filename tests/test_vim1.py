@@ -65,6 +65,7 @@ def check(subject, truth, number, voxels, form):
     assert subject.repeats.tolist() == [2] * 30 + [13] * 8
     assert subject.repeats.dtype == np.uint8
     width, height, _ = vf.GRIDS[form]
+    assert subject.attrs["grid"] == list(vf.GRIDS[form])
     flat = [i + width * (j + height * k) + 1 for i, j, k in subject.position.tolist()]
     assert flat == truth.index[number][voxels].tolist()
     for name, column in zip(subject.roi_names, subject.roi.T, strict=True):
@@ -114,6 +115,7 @@ def test_regions_of_the_averages_are_the_neuromatch_copy(truth, folder_2008, arc
     assert list(whole.image_id) == list(part.image_id) == IDS
     assert whole.split.tolist() == part.split.tolist()
     assert part.position.tolist() == [[-1, -1, -1]] * len(arrays["roi"])
+    assert "grid" not in part.attrs
     assert "all in a region" in whole.attrs["voxels"]
 
 

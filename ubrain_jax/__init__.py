@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`ubrain_jax.UniversalEncoder`, which needs JAX: commands that read files do not."""
+    """`UniversalEncoder` when asked for: it needs JAX, which readers do not."""
     if name == "UniversalEncoder":
         from ubrain_jax import universal
 

@@ -5,6 +5,9 @@ train split. Each stripe of the table gives the same number of voxels, drawn wit
 replacement (but with data.replacement), so the draw does not depend on devices or
 processes. A picture whose pool is smaller than that is padded with weight 0. With
 data.shift_px each picture is moved by a few pixels.
+
+With data.group_images above 1 a batch is made of groups, see `groups`: their pictures
+share one draw from the voxels of one subject.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +15,10 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from ubrain_jax import config, crowd, errors, sharding
+from ubrain_jax import config, crowd, errors, groups, sharding
+
+# Groups of a run: more than any run takes, and grain's arithmetic is exact with it.
+_ENDLESS = 2**50
 
 
 class Batch(NamedTuple):
@@ -41,12 +47,12 @@ class Draw(NamedTuple):
     """What one example needs from the stores.
 
     Attributes:
-        picture: Row of `Crowd.image_id`.
+        picture: Row of `Crowd.image_id`; (K,) rows for a group.
         voxel: (S, n) int64 global voxels, -1 where padded.
         shift: (2,) int64 pixels that the picture is moved down and to the right.
     """
 
-    picture: int
+    picture: Any
     voxel: np.ndarray
     shift: np.ndarray = np.zeros(2, np.int64)
 
@@ -97,17 +103,21 @@ def draw_voxels(
     count: int,
     rng: np.random.Generator,
     *,
+    subject: int | None = None,
     replacement: bool = False,
 ) -> Draw:
     """Draws `count` voxels for one picture, count / stripes from each stripe.
 
     Each voxel of a stripe's pool is equally likely; none occurs twice, but with
-    `replacement`, which fills up a pool of any size.
+    `replacement`, which fills up a pool of any size. The pool is of all subjects who
+    saw the picture, or of one of them (its number).
     """
     seen = [
         s
-        for s, sample in zip(stores.subjects, pools.sample[:, picture], strict=True)
-        if sample >= 0
+        for k, (s, sample) in enumerate(
+            zip(stores.subjects, pools.sample[:, picture], strict=True)
+        )
+        if sample >= 0 and subject in (None, k)
     ]
     per_stripe = count // stripes
     voxel = np.full((stripes, per_stripe), -1, np.int64)
@@ -183,7 +193,9 @@ def gather(
     response = np.zeros(voxel.shape, np.float32)
     for k, subject in enumerate(stores.subjects):
         sample = pools.sample[k, picture]
-        saw = np.flatnonzero(sample >= 0)
+        inside = voxel - subject.offset
+        drawn = (inside >= 0) & (inside < subject.num_voxels)
+        saw = np.flatnonzero((sample >= 0) & drawn.any((1, 2)))
         if not len(saw):
             continue
         rows = crowd.read_responses(subject, sample[saw])  # (saw, V)
@@ -211,7 +223,8 @@ def dataset(
     Every process draws the whole batch and reads its share of it, so pictures and
     voxels of a step are the same for any number of processes. Every epoch shows each
     training picture once, in an order of its own. With data.store_power below 1 every
-    store has epochs of its own and the stores take turns, see `store_weights`.
+    store has epochs of its own and the stores take turns, see `store_weights`. What an
+    epoch of groups (data.group_images) shows is told in `groups.endless`.
 
     Args:
         stores: The crowd.
@@ -232,25 +245,89 @@ def dataset(
             return drawn
         return drawn._replace(shift=rng.integers(-most, most + 1, 2))
 
+    def draw_group(group: groups.Group, rng: np.random.Generator) -> Draw:
+        drawn = draw_voxels(
+            stores,
+            pools,
+            int(group.picture[0]),
+            stripes,
+            count,
+            rng,
+            subject=group.subject,
+            replacement=replacement,
+        )
+        shift = np.zeros((size, 2), np.int64)
+        if most:
+            shift = rng.integers(-most, most + 1, (size, 2))
+        return Draw(group.picture, drawn.voxel, shift)
+
     def read(draws: Draw) -> Batch:
         return gather(stores, pools, draws, stripes, share)
 
+    def read_groups(draws: Draw) -> Batch:
+        return read(_apart(draws))
+
+    size = settings.group_images
+    if size > 1:
+        seen, weights = _seen_by_store(stores, pools, settings)
+        order = _mixed(
+            [_endless_groups(seen[k], size, _seed_of_store(seed, k)) for k in weights],
+            list(weights.values()),
+        )
+        drawn = order.seed(seed).random_map(draw_group)
+        return drawn.batch(settings.batch_images // size).map(read_groups)
     weights = store_weights(pools, settings.store_power)
     if len(weights) == 1 or settings.store_power == 1:
         order = _endless(pools.pictures, seed)
     else:
         order = grain.MapDataset.mix(
             [
-                _endless(
-                    pools.pictures[pools.store == k],
-                    # Stores of one size would else share an order.
-                    int(np.random.SeedSequence((seed, k)).generate_state(1)[0]),
-                )
+                _endless(pools.pictures[pools.store == k], _seed_of_store(seed, k))
                 for k in weights
             ],
             list(weights.values()),
         )
     return order.random_map(draw).batch(settings.batch_images).map(read)
+
+
+def _seed_of_store(seed: int, store: int) -> int:
+    """Stores of one size would else share an order."""
+    return int(np.random.SeedSequence((seed, store)).generate_state(1)[0])
+
+
+def _mixed(parts: list[grain.MapDataset], weights: list[int]) -> grain.MapDataset:
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def _seen_by_store(
+    stores: crowd.Crowd, pools: Pools, settings: config.Data
+) -> tuple[dict[int, np.ndarray], dict[int, int]]:
+    """What groups are made of: who saw what in each store, and the stores' weights.
+
+    A picture of several stores is in the epochs of each. With data.store_power 1 all
+    are one store.
+    """
+    saw = pools.sample >= 0
+    groups.check(saw, settings.group_images, [s.name for s in stores.subjects])
+    if settings.store_power == 1:
+        return {0: saw}, {0: 1}
+    store = np.asarray([s.store for s in stores.subjects])[:, None]
+    seen = {k: saw & (store == k) for k in range(len(stores.paths))}
+    counts = [int(of.any(0).sum()) for of in seen.values()]
+    own = pools._replace(store=np.repeat(list(seen), counts))
+    return seen, store_weights(own, settings.store_power)
+
+
+def _endless_groups(saw: np.ndarray, size: int, seed: int) -> grain.MapDataset:
+    """Groups of one store, or of all; see `groups.endless`."""
+    return grain.MapDataset.range(_ENDLESS).map(groups.endless(saw, size, seed))
+
+
+def _apart(draws: Draw) -> Draw:
+    """Groups (G, K) with voxels (G, S, n) -> pictures (G K) with voxels (G K, S, n)."""
+    picture = np.asarray(draws.picture)
+    voxel = np.repeat(np.asarray(draws.voxel), picture.shape[1], axis=0)
+    return Draw(picture.reshape(-1), voxel, np.asarray(draws.shift).reshape(-1, 2))
 
 
 def _endless(pictures: np.ndarray, seed: int) -> grain.MapDataset:
@@ -296,6 +373,14 @@ def steps_per_epoch(stores: crowd.Crowd, settings: config.Data) -> float:
     """Batches that show as many pictures as there are for training.
 
     Those are every picture once, but with data.store_power below 1 pictures of small
-    stores several times and not all of large ones.
+    stores several times and not all of large ones. With groups a few are shown twice,
+    see `groups.endless`: then those of an epoch of every store.
     """
-    return len(find_pools(stores).pictures) / settings.batch_images
+    pools = find_pools(stores)
+    if settings.group_images > 1:
+        seen, weights = _seen_by_store(stores, pools, settings)
+        count = sum(
+            groups.of_epoch(seen[k], settings.group_images).sum() for k in weights
+        )
+        return float(count) * settings.group_images / settings.batch_images
+    return len(pools.pictures) / settings.batch_images

@@ -35,6 +35,9 @@ class Data:
     store_power: float = 1.0
     # Images in a training batch, over all devices.
     batch_images: int = 32
+    # Images of a batch in a row that are of one subject and share one draw of voxels,
+    # for loss.contrastive; 1: each image has its own, of all subjects who saw it.
+    group_images: int = 1
     # Voxels drawn for each image.
     voxels_per_image: int = 5000
     # Draw them with replacement (the paper: without), N / S from each stripe.
@@ -101,6 +104,12 @@ class Loss:
     # 'paper': alpha MSE - (1 - alpha) cosine; 'released': MSE - alpha cosine.
     kind: str = "paper"
     alpha: float = 0.1
+    # Weight of symmetric InfoNCE over the images of a group (data.group_images); 0: off.
+    contrastive: float = 0.0
+    # Correlations of patterns are divided by it.
+    temperature: float = 0.1
+    # Weight of the entropy over the other images of a group, which is made large.
+    entropy: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,6 +377,7 @@ def _out_of_range(e: Experiment) -> list[str]:
             for key, value in {
                 "data.batch_images": e.data.batch_images,
                 "data.voxels_per_image": e.data.voxels_per_image,
+                "data.group_images": e.data.group_images,
                 "data.stripes": e.data.stripes,
                 "data.read_threads": e.data.read_threads,
                 "adapter.rank": e.adapter.rank,
@@ -399,6 +409,12 @@ def _out_of_range(e: Experiment) -> list[str]:
             e.backbone.drop,
             e.backbone.drop != "last_patches" or e.backbone.keep_cls,
             "'registers', or 'last_patches' with backbone.keep_cls",
+        ),
+        (
+            "data.group_images",
+            e.data.group_images,
+            e.data.group_images < 1 or e.data.batch_images % e.data.group_images == 0,
+            f"a divisor of data.batch_images ({e.data.batch_images})",
         ),
         (
             "data.voxels_per_image",
@@ -478,6 +494,37 @@ def _out_of_range(e: Experiment) -> list[str]:
         ),
         ("head.dropout", e.head.dropout, 0 <= e.head.dropout < 1, "in [0, 1)"),
         ("loss.alpha", e.loss.alpha, 0 <= e.loss.alpha <= 1, "in [0, 1]"),
+        *(
+            (key, value, 0 <= value < math.inf, "finite and >= 0")
+            for key, value in (
+                ("loss.contrastive", e.loss.contrastive),
+                ("loss.entropy", e.loss.entropy),
+            )
+        ),
+        (
+            "loss.temperature",
+            e.loss.temperature,
+            0 < e.loss.temperature < math.inf,
+            "finite and above 0",
+        ),
+        (
+            "data.group_images",
+            e.data.group_images,
+            e.loss.contrastive <= 0 or e.data.group_images >= 2,
+            f"2 or more, for loss.contrastive {e.loss.contrastive}",
+        ),
+        (
+            "loss.entropy",
+            e.loss.entropy,
+            e.loss.entropy <= 0 or e.loss.contrastive > 0,
+            "0 without loss.contrastive",
+        ),
+        (
+            "data.group_images",
+            e.data.group_images,
+            e.loss.entropy <= 0 or e.data.group_images >= 3,
+            f"3 or more, for loss.entropy {e.loss.entropy}",
+        ),
         (
             "optim.learning_rate",
             e.optim.learning_rate,

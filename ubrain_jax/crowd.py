@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -1048,7 +1048,20 @@ def _checked(rows: np.ndarray, size: int, what: str) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def write_xarray(table: xarray.Dataset, path: pathlib.Path) -> None:
-    """A small xarray dataset as Zarr v3, under its name only when whole."""
+def write_xarray(
+    table: xarray.Dataset,
+    path: pathlib.Path,
+    fill: Callable[[zarr.Group], None] | None = None,
+) -> None:
+    """A small xarray dataset as Zarr v3, under its name only when whole.
+
+    Args:
+        table: The dataset.
+        path: Folder to make, or to replace.
+        fill: Adds to the group what is too large for memory.
+    """
     with whole.folder(path) as partial, _quiet_zarr():
         table.to_zarr(partial, zarr_format=3, consolidated=True)
+        if fill is not None:
+            fill(zarr.open_group(partial))
+            zarr.consolidate_metadata(partial)

@@ -12,6 +12,7 @@ what the tables hold.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -253,13 +254,15 @@ def scratch_experiment(
     count = len(devices or jax.devices())
     images = len(_chosen(stores, place.num_images, place.seed).samples("train"))
     batch = min(given.batch_images or old.data.batch_images, images)
+    batch = max(count, batch // count * count)
     stripes = old.data.stripes
     data = dataclasses.replace(
         old.data,
         crowd=(plan.store,),
         subjects=(plan.subject,),
         num_images=place.num_images,
-        batch_images=max(count, batch // count * count),
+        batch_images=batch,
+        group_images=math.gcd(batch, old.data.group_images),
         # More would be padding.
         voxels_per_image=min(
             old.data.voxels_per_image, -(-subject.num_voxels // stripes) * stripes

@@ -26,6 +26,7 @@ import ubrain_jax
 from ubrain_jax import (
     cluster,
     config,
+    controls,
     crowd,
     errors,
     experiments,
@@ -226,7 +227,9 @@ def score_subject(
     r2 = metrics.r2(measured, predicted)
     ceiling = metrics.noise_ceiling(subject.ncsnr, subject.repeats[samples])
     normalised = metrics.noise_normalised(r, ceiling)
-    found = metrics.retrieval(measured, predicted)
+    similarity = metrics.similarity(measured, predicted)
+    found = metrics.retrieval_in(similarity)
+    choice = metrics.two_afc_in(similarity)
     table = xarray.Dataset(
         {
             "pearson": ("voxel", r),
@@ -253,6 +256,12 @@ def score_subject(
             "num_voxels": found.num_voxels,
             "undefined_voxels": found.undefined,
         },
+        "two_afc": {
+            "pool": choice.pool,
+            "mean": choice.mean,
+            "reverse_mean": choice.reverse_mean,
+        },
+        "controls": controls.scores_in(similarity, measured, predicted),
         "roi": {
             name: {
                 "pearson": metrics.quartiles(r[inside]),
@@ -319,6 +328,11 @@ def evaluate(
         table.attrs.update(marks, warnings=warnings_of(run))
         crowd.write_xarray(table, out / "voxels" / f"{subject.name}.zarr")
         summaries[subject.name] = summary
+        warnings += [
+            f"note: a control of {subject.name} is above chance, so its retrieval and "
+            f"forced choice cannot be trusted: {line}."
+            for line in controls.above_chance(summary["controls"])
+        ]
         scores.append(
             report.SubjectScores(
                 subject.name,

@@ -135,3 +135,123 @@ def encoder_loss(
     """
     sums = loss_sums(predicted, response, weight)
     return loss_from_sums(sums, *loss_weights(kind, alpha))
+
+
+class Contrast(NamedTuple):
+    """Terms over the B images of a group; scalars.
+
+    Attributes:
+        info_nce: Symmetric cross-entropy, in nats; log B without any information.
+        entropy: Mean entropy, in nats, of the matches with other images; at most
+            log(B - 1).
+    """
+
+    info_nce: jax.Array
+    entropy: jax.Array
+
+
+def pattern_similarity(
+    predicted: jax.Array, response: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Correlation over voxels of every predicted pattern with every measured one.
+
+    Each pattern (a row, one image) is z-scored over its voxels: over images there is
+    nothing to compare, a batch holds too few. A pattern that is the same in all voxels
+    has no correlation: it counts as 0 and gives no gradient, as in `loss_from_sums`.
+
+    Args:
+        predicted: (B, N) predictions for B images, any float dtype.
+        response: (B, N) measured responses of the same voxels.
+        weight: (B, N) 1, or 0 for padding; the same row B times.
+
+    Returns:
+        (B, B), rows predicted and columns measured, float32 or wider.
+    """
+    p, y = (_standardised(x, weight) for x in (predicted, response))
+    # In full precision: accelerators may round the factors to bfloat16 or TF32.
+    return jnp.matmul(p, y.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _standardised(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """(B, N) -> each row centred and of length 1; 0 where padded or constant."""
+    dtype = jnp.float64 if values.dtype == jnp.float64 else jnp.float32
+    weight = weight.astype(dtype)
+    used = weight > 0
+    x = jnp.where(used, values.astype(dtype), 0)
+    count = jnp.sum(weight, 1, keepdims=True)
+    mean = jnp.sum(weight * x, 1, keepdims=True) / jnp.where(count > 0, count, 1)
+    x = jnp.where(used, x - mean, 0) * jnp.sqrt(weight)
+    square = jnp.sum(jnp.square(x), 1, keepdims=True)
+    # Centring leaves dust of a constant, some rounding steps of it for each voxel.
+    dust = 16 * jnp.finfo(dtype).eps * jnp.abs(mean)
+    defined = square > count * jnp.square(dust)
+    # `where` inside and outside: the branch not taken must have a finite gradient.
+    return jnp.where(defined, x / jnp.sqrt(jnp.where(defined, square, 1)), 0)
+
+
+def contrast(similarity: jax.Array, temperature: float) -> Contrast:
+    """How surely each pattern finds its image among those of the group.
+
+    With logits = similarity / temperature, `info_nce` is the mean of two
+    cross-entropies: predicted patterns that look for their measured one, and measured
+    patterns that look for their predicted one. `entropy` is that of the softmax over
+    the *other* images, j != i, of each predicted pattern: high where no other image is
+    mistaken more than the rest.
+
+    Args:
+        similarity: (B, B), predicted by measured, from `pattern_similarity`.
+        temperature: Above 0.
+
+    Example:
+        >>> alike = contrast(jnp.zeros((4, 4)), 0.1)
+        >>> [round(x.item(), 4) for x in alike]  # log 4 and log 3
+        [1.3863, 1.0986]
+
+    References:
+        van den Oord et al. 2018, arXiv:1807.03748 (InfoNCE); Radford et al. 2021,
+        arXiv:2103.00020 (both ways).
+    """
+    logits = similarity / temperature
+    true = jnp.diagonal(logits)
+    ways = [jax.nn.logsumexp(logits, axis) - true for axis in (1, 0)]
+    own = jnp.eye(len(logits), dtype=bool)
+    # A finite number in place of minus infinity, whose gradient would be NaN.
+    log_share = jax.nn.log_softmax(jnp.where(own, -1e9, logits), 1)
+    share = jnp.where(own, 0, jnp.exp(log_share))
+    entropy = -jnp.sum(share * jnp.where(own, 0, log_share), 1)
+    return Contrast(jnp.mean(ways[0] + ways[1]) / 2, jnp.mean(entropy))
+
+
+def contrast_loss(
+    predicted: jax.Array,
+    response: jax.Array,
+    weight: jax.Array,
+    group_images: int,
+    contrastive: float,
+    entropy: float,
+    temperature: float,
+) -> jax.Array:
+    """contrastive * InfoNCE - entropy * entropy, averaged over groups.
+
+    Args:
+        predicted: (B, N) predictions; each `group_images` rows in turn are a group
+            of one subject and one sample of voxels.
+        response: (B, N) measured responses.
+        weight: (B, N) 1, or 0 for padding.
+        group_images: Images of a group, a divisor of B.
+        contrastive: Weight of InfoNCE.
+        entropy: Weight of the entropy, which is to be large.
+        temperature: Above 0.
+
+    Returns:
+        Scalar, float32 or wider.
+    """
+
+    def of_group(p: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
+        found = contrast(pattern_similarity(p, y, w), temperature)
+        return contrastive * found.info_nce - entropy * found.entropy
+
+    groups = [
+        x.reshape(-1, group_images, x.shape[-1]) for x in (predicted, response, weight)
+    ]
+    return jnp.mean(jax.vmap(of_group)(*groups))

@@ -65,11 +65,11 @@ def predict(
 ) -> Memory:
     """Peak memory of a training step on one device of a data x voxel mesh.
 
-    Table: 4 arrays of (S / voxel, rows, E) float32, 5 with amsgrad; with the row-sparse optimiser 3,
-    4 bytes a row and the gradients of the drawn rows. Backbone: B / (data voxel)
-    images. Head: B / data images with N / voxel voxels each. What they keep stands in
-    `_backbone_bytes` and `_head_bytes`; XLA's plan for the CPU agrees within 4 %
-    (docs/scaling.md).
+    Table: 4 arrays of (S / voxel, rows, E) float32, 5 with amsgrad; with the row-sparse
+    optimiser 3, 4 bytes a row and the gradients of the drawn rows. Backbone:
+    B / (data voxel) images. Head: B / data images with N / voxel voxels each. What they
+    keep stands in `_backbone_bytes` and `_head_bytes`; XLA's plan for the CPU agrees
+    within 4 % (docs/scaling.md).
 
     Args:
         experiment: Sizes and choices.

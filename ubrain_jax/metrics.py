@@ -47,6 +47,40 @@ class Retrieval(NamedTuple):
     undefined: int
 
 
+class TwoAfc(NamedTuple):
+    """Two-alternative forced choice among all pairs of M images; chance is 0.5.
+
+    Attributes:
+        pool: M, the number of images.
+        share: (M,) of each measured pattern: the share of the other images whose
+            prediction correlates less with it than that of its own; ties count half.
+        mean: Mean of `share`: how often the true one of two predictions is chosen.
+        reverse_share: (M,) the same the other way: of each prediction, the share of
+            the other images whose measured pattern correlates less with it.
+        reverse_mean: Mean of `reverse_share`.
+    """
+
+    pool: int
+    share: np.ndarray
+    mean: float
+    reverse_share: np.ndarray
+    reverse_mean: float
+
+
+class Similarity(NamedTuple):
+    """Correlations of patterns, which `retrieval_in` and `two_afc_in` share.
+
+    Attributes:
+        correlation: (M, M), measured by predicted; NaN where a pattern is constant.
+        num_voxels: Voxels that the patterns are made of.
+        undefined: Voxels left out, for a value that is not finite.
+    """
+
+    correlation: np.ndarray
+    num_voxels: int
+    undefined: int
+
+
 def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Pearson correlation over images, for each voxel.
 
@@ -244,12 +278,25 @@ def retrieval(measured: np.ndarray, predicted: np.ndarray) -> Retrieval:
         >>> found.pool, found.rank, found.top1
         (4, array([1, 1, 1, 1]), 1.0)
     """
+    return retrieval_in(similarity(measured, predicted))
+
+
+def similarity(measured: np.ndarray, predicted: np.ndarray) -> Similarity:
+    """`pattern_correlation` of M images with themselves, checked.
+
+    Raises:
+        errors.InputError: If the shapes differ, M < 3, or fewer than 3 voxels are
+            defined.
+    """
     measured, predicted = _pair(measured, predicted)
     correlation, num_voxels = _pattern_correlation(measured, predicted)
-    # An undefined correlation loses against every defined one, ties with its like.
-    correlation = np.where(np.isnan(correlation), -np.inf, correlation)
-    true = np.diagonal(correlation)[:, None]
-    rank = np.sum(correlation >= true - TIE, axis=1)  # counts the true image itself
+    return Similarity(correlation, num_voxels, measured.shape[1] - num_voxels)
+
+
+def retrieval_in(found: Similarity) -> Retrieval:
+    """`retrieval` where the correlations are known."""
+    correlation, true = _with_true(found.correlation)
+    rank = np.sum(correlation >= true[:, None] - TIE, axis=1)  # counts the true one
     return Retrieval(
         pool=len(rank),
         rank=rank,
@@ -257,9 +304,52 @@ def retrieval(measured: np.ndarray, predicted: np.ndarray) -> Retrieval:
         top5=float(np.mean(rank <= 5)),
         mean_rank=float(np.mean(rank)),
         median_rank=float(np.median(rank)),
-        num_voxels=num_voxels,
-        undefined=measured.shape[1] - num_voxels,
+        num_voxels=found.num_voxels,
+        undefined=found.undefined,
     )
+
+
+def two_afc(measured: np.ndarray, predicted: np.ndarray) -> TwoAfc:
+    """How often the true one of two images is told by correlation over voxels.
+
+    Time and memory are those of `retrieval`.
+
+    Args:
+        measured: (M, V) responses, repeats averaged.
+        predicted: (M, V) predictions for the same images and voxels.
+
+    Raises:
+        errors.InputError: If the shapes differ, M < 3, or fewer than 3 voxels are
+            defined.
+
+    Example:
+        >>> found = two_afc(np.eye(4), np.eye(4)[[0, 1, 3, 2]])
+        >>> found.share.round(2), round(found.mean, 2)
+        (array([1.  , 1.  , 0.33, 0.33]), 0.67)
+    """
+    return two_afc_in(similarity(measured, predicted))
+
+
+def two_afc_in(found: Similarity) -> TwoAfc:
+    """`two_afc` where the correlations are known."""
+    correlation, true = _with_true(found.correlation)
+
+    def shares(rows: np.ndarray) -> np.ndarray:
+        less = np.sum(rows < true[:, None] - TIE, axis=1)
+        tied = np.sum(rows <= true[:, None] + TIE, axis=1) - less - 1  # not itself
+        return (less + tied / 2) / (len(true) - 1)
+
+    share, reverse = shares(correlation), shares(correlation.T)
+    return TwoAfc(
+        len(true), share, float(np.mean(share)), reverse, float(np.mean(reverse))
+    )
+
+
+def _with_true(correlation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(M, M) without NaN, and its diagonal."""
+    # An undefined correlation loses against every defined one, ties with its like.
+    correlation = np.where(np.isnan(correlation), -2, correlation)
+    return correlation, np.diagonal(correlation)
 
 
 def quartiles(values: np.ndarray) -> dict[str, float | int]:

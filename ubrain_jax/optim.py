@@ -85,11 +85,11 @@ def _scale_by_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransfo
         zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(3)]
         return Amsgrad(jnp.zeros((), jnp.int32), *zeros)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Amsgrad]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Amsgrad]:
         del params
         count = state.count + 1
-        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, gradient, state.mu)
-        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, gradient, state.nu)
+        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, updates, state.nu)
         most = jax.tree.map(jnp.maximum, state.most, nu)
         # 1 - b^t without cancellation, which costs 1e-5 of 1 - b2 in float32.
         whole = [-jnp.expm1(count * math.log(b)) for b in (b1, b2)]
@@ -133,7 +133,7 @@ def _scale_by_plateau(rate: optax.Schedule) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Plateau]:
         del params
-        size = -rate(state.count) * state.scale
+        size = -jnp.asarray(rate(state.count)) * state.scale
         moved = jax.tree.map(lambda u: u * size.astype(u.dtype), updates)
         return moved, state._replace(count=state.count + 1)
 
@@ -173,9 +173,9 @@ def judged(settings: config.Optim, plateau: Plateau, score: float) -> Plateau:
     return Plateau(plateau.count, np.float32(scale), np.float32(best), np.int32(bad))
 
 
-def has_ended(settings: config.Optim, state: Any) -> bool:
-    """Whether the rate of a training state has fallen below plateau_stop."""
-    scale = scale_of(state)
+def has_ended(settings: config.Optim, optimiser: Any) -> bool:
+    """Whether the rate of an optimiser's state has fallen below plateau_stop."""
+    scale = scale_of(optimiser)
     if scale is None:
         return False
     # The scale is rounded to float32: 1e-3 cut four times by 0.1 is not below 1e-7.
@@ -183,9 +183,9 @@ def has_ended(settings: config.Optim, state: Any) -> bool:
     return settings.learning_rate * float(scale) < stop
 
 
-def scale_of(state: Any) -> Any:
+def scale_of(optimiser: Any) -> Any:
     """What validations have made of the rate; None where they make nothing of it."""
-    schedule = state.optimiser[1]
+    schedule = optimiser[1]
     return schedule.scale if isinstance(schedule, Plateau) else None
 
 

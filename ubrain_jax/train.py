@@ -45,7 +45,6 @@ from ubrain_jax import (
 )
 from ubrain_jax.model import encoder
 
-
 _ENDED = "the learning rate fell below optim.plateau_stop"
 
 
@@ -64,8 +63,11 @@ def loss_of_batch(
     mesh: jax.sharding.Mesh,
     settings: config.Loss,
     embeddings: Any = None,
+    group_images: int = 1,
 ) -> jax.Array:
     """Mean over the pictures of a batch of their loss over their sampled voxels.
+
+    With loss.contrastive, plus the mean over its groups of what compares pictures.
 
     Args:
         model: The encoder.
@@ -74,6 +76,7 @@ def loss_of_batch(
         mesh: For the places of what travels.
         settings: Loss weights.
         embeddings: Of the voxels of the batch (B, S, n, E); None: from the table.
+        group_images: Pictures of a group, for loss.contrastive.
     """
     constrain = jax.lax.with_sharding_constraint
     pictures = constrain(batch.image, sharding.place(mesh, sharding.IMAGES))
@@ -90,7 +93,18 @@ def loss_of_batch(
     each = jax.vmap(
         lambda p, y, w: losses.encoder_loss(p, y, w, settings.alpha, settings.kind)
     )
-    return jnp.mean(each(predicted, response, weight))
+    loss = jnp.mean(each(predicted, response, weight))
+    if settings.contrastive > 0:
+        loss += losses.contrast_loss(
+            predicted,
+            response,
+            weight,
+            group_images,
+            settings.contrastive,
+            settings.entropy,
+            settings.temperature,
+        )
+    return loss
 
 
 class Programs(NamedTuple):
@@ -144,7 +158,10 @@ def _compile_step(
 
         def loss(params, embeddings=None):
             model = nnx.merge(graph, params, frozen)
-            return loss_of_batch(model, batch, key, mesh, experiment.loss, embeddings)
+            return loss_of_batch(
+                *(model, batch, key, mesh, experiment.loss, embeddings),
+                experiment.data.group_images,
+            )
 
         if replay is None:
             state, value = _dense(optimiser, state, loss)
@@ -179,7 +196,7 @@ def _sparse(
 ) -> tuple[State, jax.Array]:
     """As `_dense`, but of the table only the rows of `voxel` (B, S, n) are touched."""
     table, rest, moments = optim.take_apart(state)
-    replay = rowsparse.scaled(replay, optim.scale_of(state))
+    replay = rowsparse.scaled(replay, optim.scale_of(state.optimiser))
     read = rowsparse.read(table, voxel, mesh)
     late = rowsparse.recent(replay, state.step)
     rows = rowsparse.catch_up(replay, late, state.step, read.rows)
@@ -220,7 +237,7 @@ def make_settled(
 
     def settled(state: State) -> State:
         table, rest, moments = optim.take_apart(state)
-        table = settle(state.step, table, optim.scale_of(state))
+        table = settle(state.step, table, optim.scale_of(state.optimiser))
         return optim.put_together(state, table, rest, moments)
 
     return settled
@@ -402,12 +419,12 @@ def train(
         watch.StoppedError: If a signal asked to stop; the state is saved.
     """
     experiment, settings = run.experiment, run.experiment.train
+    if experiment.optim.schedule == "plateau":
+        validation.check(run)
     steps = total_steps(experiment, run.stores)
     optimiser = optim.make(experiment.optim, steps)
     manager, state, _ = restored(run, workdir, optimiser, settings.keep_checkpoints)
     start = int(state.step)
-    if experiment.optim.schedule == "plateau":
-        validation.check(run)
     meta = meta_of(run)
     if cluster.is_first():
         text = json.dumps(meta["config"], indent=1) + "\n"
@@ -423,7 +440,7 @@ def train(
         if start >= steps:
             print(f"already at step {start} of {steps}; nothing to train")
             return state
-        if optim.has_ended(experiment.optim, state):
+        if optim.has_ended(experiment.optim, state.optimiser):
             print(f"{_ENDED} at step {start}; nothing to train")
             return state
         if start:
@@ -501,7 +518,7 @@ def train(
                     keep_best.offer(scores, done, state.params, meta)
                 if experiment.optim.schedule == "plateau":
                     state = validation.judge(run, state, scores)
-                    ended = optim.has_ended(experiment.optim, state)
+                    ended = optim.has_ended(experiment.optim, state.optimiser)
                 shown, since = time.monotonic(), done
                 watch.alive(f"step {done + 1}")
             last = done == steps or stopping or ended
@@ -512,10 +529,6 @@ def train(
                 _check_params(state, done, manager)
                 manager.save(done, optim.saved(state), meta)
                 watch.alive(f"step {done + 1}")
-            if ended:
-                progress.close()
-                print(f"{_ENDED} at step {done} of {steps}")
-                break
             if stopping:
                 watch.alive(f"saving step {done}")
                 manager.wait_until_finished()
@@ -523,6 +536,10 @@ def train(
                 raise watch.StoppedError(
                     f"saved step {done} of {steps}; the same command goes on from there"
                 )
+            if ended:
+                progress.close()
+                print(f"{_ENDED} at step {done} of {steps}")
+                break
         watch.alive("saving the last step")
         manager.wait_until_finished()
     return state

@@ -10,13 +10,11 @@ Results are xarray with coordinates; `.values` is the NumPy array.
 
 import dataclasses
 import os
-import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 import xarray
@@ -133,7 +131,7 @@ class UniversalEncoder:
         return cls(trained, backbone=backbone or found.backbone, **options)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a bundle with all subjects; `load` gives the same numbers, bit for bit.
+        """Writes a bundle with all subjects, which `load` reads bit for bit.
 
         Args:
             path: Folder; a bundle that is there is replaced, nothing else is.
@@ -306,9 +304,9 @@ class UniversalEncoder:
 
         Returns:
             Dataset with spatial (image, voxel, tap, y, x): attention over the grid of
-            patches, which sums to 1 with cls (image, voxel, tap), the share of the
-            CLS token (0 where the head does not see it), and of registers where it
-            sees those; contribution (image, voxel, tap), in z-scores, which sums over
+            patches, which sums to 1 with elsewhere (image, voxel, tap), the share of
+            tokens without a place: CLS and registers, where the head sees them;
+            contribution (image, voxel, tap), in z-scores, which sums over
             taps to the prediction; functional (voxel, tap, channel), signed weights,
             and share (voxel, tap, channel), their absolute values scaled to sum to 1.
             NaN in spatial: a patch that the head does not see.
@@ -321,7 +319,8 @@ class UniversalEncoder:
         side, taps = settings.image_px // geometry.patch, len(settings.taps)
         shape = (len(opened), len(rows), taps)
         grid = np.full((*shape, side * side), np.nan, np.float32)
-        cls, added = np.zeros(shape, np.float32), np.empty(shape, np.float32)
+        elsewhere, added = (np.empty(shape, np.float32) for _ in range(2))
+        on_grid = places >= 0
         compiled = self._ready()
         done = 0
         for ids, features in self._features(opened):
@@ -330,11 +329,8 @@ class UniversalEncoder:
                 weights, own = (np.asarray(x)[: len(ids)] for x in look)
                 weights, own = weights[:, : len(rows[some])], own[:, : len(rows[some])]
                 here = slice(done, done + len(ids))
-                grid[here, some, :, places[places >= 0]] = np.moveaxis(
-                    weights[..., places >= 0], -1, 0
-                )
-                if settings.keep_cls:
-                    cls[here, some] = weights[..., 0]
+                grid[here, some, :, places[on_grid]] = weights[..., on_grid]
+                elsewhere[here, some] = weights[..., ~on_grid].sum(-1)
                 added[here, some] = own
             done += len(ids)
         functional = np.einsum(
@@ -350,7 +346,7 @@ class UniversalEncoder:
                     ("image", "voxel", "tap", "y", "x"),
                     grid.reshape(*shape, side, side),
                 ),
-                "cls": (("image", "voxel", "tap"), cls),
+                "elsewhere": (("image", "voxel", "tap"), elsewhere),
                 "contribution": (("image", "voxel", "tap"), added),
                 "functional": (("voxel", "tap", "channel"), functional),
                 "share": (("voxel", "tap", "channel"), share),
@@ -551,7 +547,11 @@ class UniversalEncoder:
             chosen = _within(chosen, np.atleast_1d(np.asarray(voxels)), len(s.roi))
         if not len(chosen):
             raise errors.ConfigError(
-                "roi and voxels", "", "no voxel is left", "one or more", "Choose others."
+                "roi and voxels",
+                "",
+                "no voxel is left",
+                "one or more",
+                "Choose others.",
             )
         return chosen
 
@@ -774,8 +774,3 @@ def _subject_of(
         tuple(roi or {}),
         {"dataset": "given from Python", "space": "not told", **(attrs or {})},
     )
-
-
-def of_workdir(path: str | os.PathLike) -> pathlib.Path:
-    """Where a run keeps its bundle."""
-    return pathlib.Path(path) / "encoder"

@@ -7,6 +7,7 @@ of the rate, which is plain arithmetic, is `optim.judged`.
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from ubrain_jax import checkpoint, errors, evaluate, experiments, optim, sharding
 
@@ -54,10 +55,16 @@ def check(run: experiments.Run) -> None:
 
 
 def judge(run: experiments.Run, state: Any, scores: dict[str, float | None]) -> Any:
-    """A settled training state with the rate that a validation leaves it."""
+    """A training state with the rate that a validation leaves it; says so if it falls.
+
+    The state must be settled: rows of a sparse table have missed steps at one rate.
+    """
     experiment, (adam, plateau, *last) = run.experiment, state.optimiser
     score = score_of(scores, experiment.train.val_score)
     new = optim.judged(experiment.optim, plateau, score)
+    if new.scale != plateau.scale:
+        rate = experiment.optim.learning_rate * float(new.scale)
+        tqdm.tqdm.write(f"step {int(state.step)}: learning rate {rate:.3g}")
     placed = {
         name: sharding.put(run.mesh, sharding.REPLICATED, getattr(new, name))
         for name in ("scale", "best", "bad")

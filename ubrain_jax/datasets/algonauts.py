@@ -678,6 +678,7 @@ def _read_subject(
             "dataset": "algonauts-2023",
             "space": "fsaverage",
             "surface": f"fsaverage, {NUM_VERTICES} vertices a hemisphere, lh first",
+            "vertices": [NUM_VERTICES, NUM_VERTICES],
             "num_left": surface.num_left,
             "normalisation": "z-scored per vertex in each session by the distributor, "
             "then averaged over repeats",

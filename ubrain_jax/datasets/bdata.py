@@ -183,7 +183,7 @@ def positions(table: Table, columns: np.ndarray) -> tuple[np.ndarray, dict[str, 
         columns: (V,) column numbers, ascending.
 
     Returns:
-        (V, 3) int32, and the attributes that say what it is: space, affine.
+        (V, 3) int32, and the attributes that say what it is: space, affine, grid.
     """
     axes = [table.metadata.get(f"voxel_{axis}") for axis in "xyz"]
     known = [axis for axis in axes if axis is not None]
@@ -197,6 +197,7 @@ def positions(table: Table, columns: np.ndarray) -> tuple[np.ndarray, dict[str, 
             return index, {
                 "space": "voxels on the grid of voxel_x, voxel_y, voxel_z",
                 "affine": placed[1].tolist(),
+                "grid": (placed[0].max(0) + 1).tolist(),
             }
         why = "voxel_x, voxel_y, voxel_z are not on a grid along the axes"
         if placed:

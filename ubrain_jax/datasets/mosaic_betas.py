@@ -174,6 +174,7 @@ def read_subject(
         "subject": file.subject,
         "space": "fsLR32k",
         "surface": "fsLR32k, 91k grayordinates",
+        "vertices": [mosaic_index.NUM_VERTICES, mosaic_index.NUM_VERTICES],
         "position": "structure (0 left cortex, 1 right cortex, 2 subcortex), "
         f"grayordinate 0..{mosaic_index.NUM_GRAYORDINATES - 1}, -1",
         "num_left": int((structure == 0).sum()),

@@ -21,6 +21,7 @@ from ubrain_jax.datasets import files, mosaic_pictures, schema
 
 NUM_GRAYORDINATES = 91282
 NUM_LEFT, NUM_RIGHT = 29696, 29716  # cortex, without the medial wall
+NUM_VERTICES = 32492  # of a hemisphere, with it
 NUM_CORTEX = NUM_LEFT + NUM_RIGHT
 # What the attribute dataset_name of the files calls the datasets of their names.
 LONG_NAMES = {

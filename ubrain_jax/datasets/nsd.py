@@ -1356,9 +1356,11 @@ def _read_subject(
             f"fsaverage, {grid.num_left} and {len(grid.mask) - grid.num_left} "
             "vertices, lh before rh"
         )
-    elif grid.affine is not None:
-        attrs["affine"] = grid.affine.tolist()
+        attrs["vertices"] = [grid.num_left, len(grid.mask) - grid.num_left]
+    else:
         attrs["grid"] = list(grid.mask.shape)
+        if grid.affine is not None:
+            attrs["affine"] = grid.affine.tolist()
     attrs |= {
         "mask": plan.mask_name,
         "sessions": list(plan.sessions),

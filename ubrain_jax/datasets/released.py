@@ -645,6 +645,7 @@ def _read_subject(
         "space": "fsaverage",
         "surface": f"fsaverage, {algonauts.NUM_VERTICES} vertices a hemisphere, lh "
         "first" + ("" if surface else "; vertex numbers not in the file"),
+        "vertices": [algonauts.NUM_VERTICES, algonauts.NUM_VERTICES],
         "normalisation": "z-scored per vertex in each session by the distributor, "
         "averaged over repeats, rounded to float16",
         "sessions": "all of the subject, as distributed",

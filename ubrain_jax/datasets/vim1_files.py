@@ -470,9 +470,11 @@ def facts(plan: Plan) -> dict[str, Any]:
         "npz": "Neuromatch copy (subject 1, voxels of regions)",
     }[plan.form]
     grid = GRIDS.get("2008" if plan.form == "npz" else plan.form, ())
+    placed = bool(len(plan.position)) and bool((plan.position >= 0).all())
     return {
         "dataset": "vim-1",
         "source_format": form,
+        **({"grid": list(grid)} if placed else {}),
         "space": f"the subject's own, grid {' x '.join(map(str, grid))}",
         "affine": "not in the files",
         "position": plan.position_note,

@@ -398,10 +398,12 @@ def _retrieval_section(metrics: Mapping[str, Any]) -> str:
         if not found:
             continue
         pool = found["pool"]
+        choice = subject.get("two_afc")
         rows.append(
             [
                 _escape(name),
                 f"{pool:,}",
+                _with_chance(100 * choice["mean"], 50, " %") if choice else "–",
                 _with_chance(100 * found["top1"], 100 / pool, " %"),
                 _with_chance(100 * found["top5"], 100 * min(1, 5 / pool), " %"),
                 _with_chance(found["mean_rank"], (pool + 1) / 2),
@@ -412,13 +414,41 @@ def _retrieval_section(metrics: Mapping[str, Any]) -> str:
         return "<p>Not computed.</p>"
     head = ["Subject", "Pool"] + [
         f'{name} <span class="range">chance</span>'
-        for name in ("Top-1", "Top-5", "Mean rank", "Median rank")
+        for name in ("2AFC", "Top-1", "Top-5", "Mean rank", "Median rank")
     ]
     return (
         "<p>The measured pattern of a test image is correlated with the patterns "
         "predicted for all images of the pool. Rank 1 means that the image "
-        "the subject saw fits best; a tie counts against it.</p>"
+        "the subject saw fits best; a tie counts against it. 2AFC is how often it fits "
+        "better than one other image, a tie counting half.</p>"
         + _table(head, rows, "Retrieval by subject")
+        + _control_table(metrics)
+    )
+
+
+def _control_table(metrics: Mapping[str, Any]) -> str:
+    """Scores of predictions that cannot know the image; nothing where there are none."""
+    rows = [
+        [
+            _escape(f"{name}: {control.replace('_', ' ')}"),
+            _with_chance(100 * found["two_afc"], 50, " %"),
+            _with_chance(100 * found["top1"], 100 / found["pool"], " %"),
+        ]
+        for name, subject in metrics["subjects"].items()
+        for control, found in subject.get("controls", {}).items()
+    ]
+    if not rows:
+        return ""
+    head = ["Control"] + [
+        f'{name} <span class="range">chance</span>' for name in ("2AFC", "Top-1")
+    ]
+    return (
+        "<details><summary>Controls: predictions that cannot know the image</summary>"
+        "<p>The voxels of each prediction in another order; the mean prediction for "
+        "every image; the prediction for another image. Above chance they would say "
+        "that the comparison itself gives the image away.</p>"
+        + _table(head, rows, "Controls by subject")
+        + "</details>"
     )
 
 

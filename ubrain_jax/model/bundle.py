@@ -404,10 +404,10 @@ def _files_of(subjects: list[str], has_seen: bool) -> list[str]:
 
 
 def _sealed_text(told: dict[str, Any]) -> str:
-    """The description with a hash of itself, in one form."""
-    plain = json.dumps(told, indent=1, sort_keys=True)
+    """The description with a hash of itself, in one form; order is kept."""
+    plain = json.dumps(told, indent=1)
     digest = hashlib.sha256(plain.encode()).hexdigest()
-    return json.dumps({**told, "sha256": digest}, indent=1, sort_keys=True) + "\n"
+    return json.dumps({**told, "sha256": digest}, indent=1) + "\n"
 
 
 def _description(path: pathlib.Path) -> dict[str, Any]:

@@ -263,7 +263,9 @@ def shared_shapes(
     def make():
         key = jax.random.key(0)
         taps, width = len(settings.taps), geometry.width
-        parts = {"head": head.Head(experiment.head, taps, width, tokens, key)}
+        parts: dict[str, nnx.Module] = {
+            "head": head.Head(experiment.head, taps, width, tokens, key)
+        }
         if experiment.adapter.kind != "none":
             low_rank = adapters.LowRank(
                 experiment.adapter, settings.taps[-1], width, key
