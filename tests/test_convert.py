@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import released_files, torch_files
-from ubrain_jax import convert, crowd, errors
+from ubrain_jax import convert, crowd, errors, universal
 from ubrain_jax.backbone import weights
 from ubrain_jax.model import bundle, encoder, released, released_names, released_numpy
 
@@ -80,6 +80,23 @@ def test_a_bundle_predicts_as_the_released_code(files, tmp_path, drop, capsys):
     assert "self-check: 2 pictures, 11 voxels" in told
     assert "the file's own equals" in told
     assert "layer_embed" in told
+
+
+def test_the_bundle_loads_and_predicts_like_any_encoder(files, tmp_path):
+    convert.convert(files.whole, files.vit, str(tmp_path / "out"))
+    loaded = universal.UniversalEncoder.load(tmp_path / "out", backbone=files.vit)
+    rng = np.random.default_rng(6)
+    pictures = rng.integers(0, 256, (3, 28, 28, 3)).astype(np.uint8)
+    found = np.asarray(loaded.predict(pictures, subject="all"))
+    wanted = released_numpy.predict(
+        released_files.weights(),
+        released_files.backbone(),
+        pictures,
+        released_files.table(),
+        taps=(1, 3),
+        alpha=0.2,
+    )
+    assert np.abs(found - wanted).max() < 1e-5 * wanted.std()
 
 
 def test_both_forms_make_the_same_bundle_but_for_where_it_is_from(files, tmp_path):
