@@ -149,10 +149,18 @@ def test_the_examples_of_the_page_run(written, expected):
         printed.append(done.stdout)
     count = expected["vol"].shape[1]
     assert printed == [f"(5, 7, 3, 3) {count} a.png\n", "True\nTrue\n"]
-    with xarray.open_zarr(written / "subj02.zarr") as table:
-        np.testing.assert_allclose(
-            table.prediction, expected["surf"], rtol=1e-5, atol=1e-6
-        )
+
+
+@pytest.mark.parametrize("roi", [(), ("FFA-1",)])
+def test_zarr_opens_as_what_predict_returns(place, enc, tmp_path, roi):
+    out, pictures = tmp_path / "p.zarr", place / "pictures"
+    predict.to_file(enc, pictures, out, subject="surf", roi=roi)
+    wanted = enc.predict(pictures, subject="surf", roi=list(roi) or None)
+    with xarray.open_zarr(out) as table:
+        found = table.response.load()
+    assert found.name == wanted.name
+    xarray.testing.assert_equal(found, wanted)
+    assert set(found.coords) == set(wanted.coords)
 
 
 def test_the_page_names_every_flag_and_ending(place):

@@ -85,10 +85,10 @@ def to_file(
     blocks = encoder.predict_blocks(
         images, subject=subject, roi=list(roi) or None, background=background
     )
-    who = encoder.subject(subject)
+    who, voxels = encoder.subject(subject), None
     if roi:
         columns = [who.roi_names.index(name) for name in roi]
-        who = brain.take(who, who.roi[:, columns].any(1))
+        voxels = np.flatnonzero(who.roi[:, columns].any(1))
     px = encoder.config.backbone.image_px
     ids = given.open_pictures(images, px, background=background).ids
     return brain.write(
@@ -96,6 +96,7 @@ def to_file(
         in_rows(blocks, ids),
         ids,
         who,
+        voxels=voxels,
         about={**(about or {}), "Regions": list(roi) or "all"},
         template=template,
         overwrite=overwrite,

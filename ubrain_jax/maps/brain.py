@@ -47,17 +47,6 @@ class Output(NamedTuple):
     size: str
 
 
-def take(subject: bundle.Subject, voxels: np.ndarray) -> bundle.Subject:
-    """The subject with some of its voxels.
-
-    Args:
-        subject: V voxels.
-        voxels: Their numbers, or (V,) bool.
-    """
-    names = ("embedding", "position", "roi", "ncsnr")
-    return subject._replace(**{n: getattr(subject, n)[voxels] for n in names})
-
-
 def ending(path: str | os.PathLike) -> str:
     """Which of `ENDINGS` a path has.
 
@@ -86,6 +75,7 @@ def check(
     image_id: Sequence[str],
     subject: bundle.Subject,
     *,
+    voxels: np.ndarray | None = None,
     template: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> Output:
@@ -94,7 +84,8 @@ def check(
     Args:
         path: File to write.
         image_id: M ids of images.
-        subject: Whose V voxels are predicted.
+        subject: Whose voxels are predicted.
+        voxels: (V,) numbers of those that are; None: all of them.
         template: See `surface.sides`.
         overwrite: Whether files that exist are replaced.
 
@@ -105,6 +96,7 @@ def check(
         errors.InputError: If the subject's attributes do not say where voxels are.
     """
     path, kind, ids = pathlib.Path(path), ending(path), list(image_id)
+    subject = _take(subject, voxels)
     plain, notes = len(subject.position) * 4, []
     stem = path.name.removesuffix(kind)
     sidecar = path.with_name(f"{stem}.json")
@@ -141,6 +133,7 @@ def write(
     image_id: Sequence[str],
     subject: bundle.Subject,
     *,
+    voxels: np.ndarray | None = None,
     about: Mapping[str, Any] | None = None,
     template: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -153,7 +146,8 @@ def write(
         path: Its ending is one of `ENDINGS`.
         values: Blocks of images in order: (rows, (images, V) float32).
         image_id: M ids.
-        subject: Whose V voxels they are, in their order.
+        subject: Whose voxels they are.
+        voxels: (V,) numbers of those that are, in their order; None: all of them.
         about: What else the sidecar, or the attributes of .zarr, should say.
         template: See `surface.sides`.
         overwrite: Whether files that exist are replaced.
@@ -165,22 +159,42 @@ def write(
         errors.InputError: As `check`, or if predictions are not finite.
         errors.OutputError: If it cannot be written.
     """
-    output = check(path, image_id, subject, template=template, overwrite=overwrite)
-    rows = sheets.rows_of(values, image_id, len(subject.position))
+    output = check(
+        path,
+        image_id,
+        subject,
+        voxels=voxels,
+        template=template,
+        overwrite=overwrite,
+    )
+    subject, numbers = _take(subject, voxels), _numbers(subject, voxels)
+    rows = sheets.rows_of(values, image_id, len(numbers))
     told = {**_about(subject), **(about or {})}
     if not output.sheets:
-        _write_zarr(output.path, rows, list(image_id), subject, told)
+        _write_zarr(output.path, rows, list(image_id), subject, numbers, told)
         return output
     told["Files"] = [file.name for file in output.files[:-1]]
     told["Images"] = list(image_id)
     if output.path.name.endswith(".npy"):
-        told["Voxels"] = _voxels(subject)
+        told["Voxels"] = {"voxel": numbers.tolist(), **_voxels(subject)}
     text = json.dumps(told, indent=1, allow_nan=False, default=str) + "\n"
     notes = sheets.Sheet(
         output.files[-1], text.encode(errors="replace"), _no_image, b"", False, 0
     )
     sheets.write(output.sheets, rows, notes)
     return output
+
+
+def _numbers(subject: bundle.Subject, voxels: np.ndarray | None) -> np.ndarray:
+    """(V,) numbers of the voxels that are predicted."""
+    return np.arange(len(subject.position)) if voxels is None else np.asarray(voxels)
+
+
+def _take(subject: bundle.Subject, voxels: np.ndarray | None) -> bundle.Subject:
+    """The subject with these voxels alone."""
+    chosen = _numbers(subject, voxels)
+    names = ("embedding", "position", "roi", "ncsnr")
+    return subject._replace(**{n: getattr(subject, n)[chosen] for n in names})
 
 
 def _about(subject: bundle.Subject) -> dict[str, Any]:
@@ -293,20 +307,23 @@ def _write_zarr(
     rows: Iterator[np.ndarray],
     ids: list[str],
     subject: bundle.Subject,
+    numbers: np.ndarray,
     told: Mapping[str, Any],
 ) -> None:
-    """An xarray dataset with `prediction` (image, voxel) and what the axes are."""
-    shape = len(ids), len(subject.position)
-    coordinates = {
+    """`response` (image, voxel) with the coordinates of `UniversalEncoder.predict`."""
+    coordinates: dict[str, Any] = {
         "image": ("image", np.asarray(ids, object)),
-        "position": (("voxel", "axis"), subject.position),
+        "voxel": ("voxel", numbers),
         "ncsnr": ("voxel", subject.ncsnr),
-        "roi": (("voxel", "roi_name"), subject.roi),
-        "roi_name": ("roi_name", np.asarray(subject.roi_names, object)),
     }
+    for axis, values in zip("xyz", subject.position.T, strict=True):
+        coordinates[axis] = ("voxel", values)
+    for name, inside in zip(subject.roi_names, subject.roi.T, strict=True):
+        # Zarr would take a slash for a folder.
+        coordinates[f"roi_{name.replace('/', '|')}"] = ("voxel", inside)
     attrs = {"format": FORMAT, "version": 1, **told}
     table = xarray.Dataset(coords=coordinates, attrs=attrs)
-    crowd.write_xarray(table, path, _filling(shape, rows))
+    crowd.write_xarray(table, path, _filling((len(ids), len(numbers)), rows))
 
 
 def _filling(
@@ -317,7 +334,7 @@ def _filling(
     def fill(group: zarr.Group) -> None:
         chunk = max(1, min(shape[0], _CHUNK // (4 * shape[1])))
         array = group.create_array(
-            "prediction",
+            "response",
             shape=shape,
             dtype=np.float32,
             chunks=(chunk, shape[1]),

@@ -102,5 +102,5 @@ def sheet(path: pathlib.Path, where: Place, num_images: int) -> Sheet:
         return volume.tobytes()
 
     packed = path.name.endswith(".gz")
-    room = 6 * len(where.index) + volume.nbytes // 200 if packed else volume.nbytes
+    room = 7 * len(where.index) + volume.nbytes // 200 if packed else volume.nbytes
     return Sheet(path, begin, one, b"", packed, room)
