@@ -107,9 +107,7 @@ def test_groups_are_a_function_of_seed_and_number_alone():
         np.testing.assert_array_equal(group.picture, second[k].picture)
     other = groups.endless(saw, 4, 10)
     assert any(one(k).picture.tolist() != other(k).picture.tolist() for k in range(3))
-    orders = {
-        tuple(g.picture.tobytes() for g in epoch(saw, 4, 9, e)) for e in range(3)
-    }
+    orders = {tuple(g.picture.tobytes() for g in epoch(saw, 4, 9, e)) for e in range(3)}
     assert len(orders) == 3
 
 

@@ -9,7 +9,6 @@ With data.group_images above 1 a batch is made of groups, see `groups`: their pi
 share one draw from the voxels of one subject.
 """
 
-
 from typing import Any, NamedTuple
 
 import grain
@@ -330,6 +329,8 @@ def steps_per_epoch(stores: crowd.Crowd, settings: config.Data) -> float:
     pools = find_pools(stores)
     if settings.group_images > 1:
         seen, weights = _seen_by_store(stores, pools, settings)
-        count = sum(groups.of_epoch(seen[k], settings.group_images).sum() for k in weights)
+        count = sum(
+            groups.of_epoch(seen[k], settings.group_images).sum() for k in weights
+        )
         return float(count) * settings.group_images / settings.batch_images
     return len(pools.pictures) / settings.batch_images

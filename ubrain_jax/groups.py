@@ -100,9 +100,7 @@ def check(saw: np.ndarray, size: int, names: Sequence[str]) -> None:
     """
     counts = saw.sum(1)
     few = [
-        f"{name} has {n}"
-        for name, n in zip(names, counts, strict=True)
-        if 0 < n < size
+        f"{name} has {n}" for name, n in zip(names, counts, strict=True) if 0 < n < size
     ]
     if few:
         raise errors.ConfigError(
