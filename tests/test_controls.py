@@ -110,7 +110,10 @@ def test_controls_are_these_exchanges():
     moved = predicted[[other[i] for i in range(20)]]
     order, start = rng.permutation(60), rng.integers(60, size=20)
     turned = np.stack(
-        [p[order[(np.arange(60) + s) % 60]] for p, s in zip(predicted, start)]
+        [
+            p[order[(np.arange(60) + s) % 60]]
+            for p, s in zip(predicted, start, strict=True)
+        ]
     )
     assert (np.sort(turned, 1) == np.sort(predicted, 1)).all()
     mean = np.tile(predicted.mean(0, dtype=float), (20, 1))

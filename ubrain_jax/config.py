@@ -104,7 +104,7 @@ class Loss:
     # 'paper': alpha MSE - (1 - alpha) cosine; 'released': MSE - alpha cosine.
     kind: str = "paper"
     alpha: float = 0.1
-    # Weight of symmetric InfoNCE over the images of a group (data.group_images); 0: off.
+    # Weight of symmetric InfoNCE over the images of a group (data.group_images).
     contrastive: float = 0.0
     # Correlations of patterns are divided by it.
     temperature: float = 0.1

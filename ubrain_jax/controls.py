@@ -56,8 +56,8 @@ def scores_in(
     other = np.empty(size, int)
     other[ring] = np.roll(ring, 1)
     with np.errstate(invalid="ignore"):  # infinite values, whose voxels are left out
-        mean = np.mean(predicted, axis=0, dtype=np.float64, keepdims=True)
-    with_mean = metrics.pattern_correlation(measured, mean)
+        mean = np.asarray(np.mean(predicted, axis=0, dtype=np.float64))
+    with_mean = metrics.pattern_correlation(measured, mean[None])
     correlations = {
         "shuffled_voxels": _shuffled(found, measured, predicted, rng),
         "mean_pattern": np.repeat(with_mean, size, axis=1),

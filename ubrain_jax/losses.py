@@ -3,6 +3,8 @@
 Written for one image and its N sampled voxels; `jax.vmap` adds images. It is made of
 five sums over voxels, so devices that hold different voxels of an image add their
 sums and need nothing else of each other. Averaging over images is the caller's.
+
+The contrastive terms are of a group of images: what their patterns say of each other.
 """
 
 from typing import NamedTuple

@@ -427,7 +427,7 @@ def _retrieval_section(metrics: Mapping[str, Any]) -> str:
 
 
 def _control_table(metrics: Mapping[str, Any]) -> str:
-    """Scores of predictions that cannot know the image; nothing where there are none."""
+    """Scores of predictions that cannot know the image, where there are any."""
     rows = [
         [
             _escape(f"{name}: {control.replace('_', ' ')}"),
