@@ -11,18 +11,15 @@ import importlib.util
 import os
 import pathlib
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests import prepared
-from ubrain_jax import config, evaluate, experiments, export, train, universal
+from ubrain_jax import config, evaluate, experiments, export, train
 from ubrain_jax.datasets import simulated
 from ubrain_jax.model import bundle
 
@@ -49,9 +46,7 @@ def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     folder = root / "demo"
     sizes = {"num_shared": 12, "num_own": 28, "trials_per_session": 40}
-    simulated.write(
-        folder / "nsd", num_subjects=2, num_voxels=40, image_px=56, **sizes
-    )
+    simulated.write(folder / "nsd", num_subjects=2, num_voxels=40, image_px=56, **sizes)
     store = folder / "nsd.zarr"
     source = f"--source={folder / 'nsd'}"
     prepared.run(
