@@ -2,8 +2,8 @@
 
 The blocks of a page are one program, in a folder that has what `make demo` leaves (in
 small), and the encoders and subjects that pages speak of. A ```text block right after
-a Python block is what that block prints, exactly. Shell commands (fences without a
-word) are compared with the flags of the commands; ```console is a run's output, which
+a Python block is what that block prints, exactly. Of shell commands (fences without a
+word) every flag must be known to its command; ```console is a run's output, which
 differs from machine to machine, ```pycon a doctest, which pytest runs where it stands.
 """
 
@@ -20,7 +20,7 @@ import pytest
 
 from tests import prepared
 from ubrain_jax import config, evaluate, experiments, export, train
-from ubrain_jax.datasets import simulated
+from ubrain_jax.datasets import simulated, simulated_god
 from ubrain_jax.model import bundle
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,7 +69,19 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def surface(demo):
+def person(demo):
+    """The store of a simulated person that the encoder has never seen."""
+    sizes = {"num_train": 16, "num_test": 4, "num_voxels": 40, "image_px": 112}
+    simulated_god.write(demo / "god", num_subjects=1, seed=7, **sizes)
+    prepared.run(
+        *("--dataset=god", f"--source={demo / 'god'}", "--image_px=56"),
+        *(f"--images={demo / 'god/images'}", "--val_fraction=0.1"),
+        f"--out={demo / 'new.zarr'}",
+    )
+
+
+@pytest.fixture(scope="module")
+def surface(demo, person):
     """An encoder whose subject's voxels are vertices of fsaverage."""
     found = bundle.read(demo / "demo/run/encoder")
     subject = found.subjects[0]
@@ -89,6 +101,7 @@ def place(surface, tmp_path):
     """A folder of its own for a page, with links to what there is."""
     for name in ("demo", "runs"):
         (tmp_path / name).symlink_to(surface / name)
+    (tmp_path / "new.zarr").symlink_to(surface / "new.zarr")
     (tmp_path / "nsd.zarr").symlink_to(surface / "demo/nsd.zarr")
     return tmp_path
 
@@ -128,3 +141,39 @@ def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(page, place):
     assert len(printed) == len(shown) > 0
     for found, expected in zip(printed, shown, strict=True):
         assert expected in (None, found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_is_of_a_kind_that_the_tests_know(page):
+    assert {kind for kind, _ in blocks_of(page)} <= FENCES
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks_of(page))
+    if page.name in ELSEWHERE:
+        text = (ROOT / "tests" / ELSEWHERE[page.name]).read_text(encoding="utf-8")
+        assert f"docs/{page.name}" in text
+
+
+def flags_by_command() -> dict[str, set[str]]:
+    """Names of the flags that the pages give to each command."""
+    found: dict[str, set[str]] = {}
+    for page in PAGES:
+        for kind, text in blocks_of(page):
+            for line in text.replace("\\\n", " ").splitlines() if kind == "" else ():
+                if match := re.match(r"python -m ubrain_jax\.(\w+)(.*)", line):
+                    names = re.findall(r"--(\w+)", match[2])
+                    found.setdefault(match[1], set()).update(names)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(flags_by_command()))
+def test_commands_know_the_flags_that_pages_give_them(command):
+    done = subprocess.run(
+        [sys.executable, "-m", f"ubrain_jax.{command}", "--helpfull"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    known = set(re.findall(r"^ +--(?:\[no\])?(\w+)", done.stdout, re.MULTILINE))
+    assert flags_by_command()[command] - known == set()
