@@ -101,6 +101,10 @@ def place(surface, tmp_path):
     """A folder of its own for a page, with links to what there is."""
     for name in ("demo", "runs"):
         (tmp_path / name).symlink_to(surface / name)
+    (tmp_path / "pictures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 60, 70, 3), np.uint8)
+    for k, picture in enumerate(noise):
+        Image.fromarray(picture).save(tmp_path / f"pictures/{k}.png")
     (tmp_path / "new.zarr").symlink_to(surface / "new.zarr")
     (tmp_path / "nsd.zarr").symlink_to(surface / "demo/nsd.zarr")
     return tmp_path
