@@ -17,6 +17,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import prepared
 from ubrain_jax import config, evaluate, experiments, export, train
