@@ -80,7 +80,8 @@ def voxels(
         if medians:
             for name in _OF_VOXELS:
                 of_draws = getattr(medians, name)[:, g]
-                entry[name]["ci"] = significance.interval(of_draws)
+                score = entry[name]["median"]
+                entry[name]["ci"] = significance.interval(of_draws, score)
         if tested:
             entry["significant"] = significance.share_significant(tested, inside)
         entries.append(entry)
