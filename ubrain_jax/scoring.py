@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ubrain_jax import ceilings, metrics, significance
+from ubrain_jax import bootstrap, ceilings, metrics, significance
 
 # What the pools of `shared_pools` are, by name.
 POOLS = {
@@ -68,8 +68,8 @@ def voxels(
     groups = np.stack([np.ones(len(r), bool), *regions.values()], axis=1)
     medians = tested = None
     if bootstraps:
-        counts = significance.draws(len(measured), bootstraps)
-        medians = significance.medians(measured, predicted, counts, ceiling, groups)
+        counts = bootstrap.draws(len(measured), bootstraps)
+        medians = bootstrap.medians(measured, predicted, counts, ceiling, groups)
     if permutations:
         tested = significance.permutation_test(measured, predicted, permutations)
     entries = []
@@ -81,7 +81,7 @@ def voxels(
             for name in _OF_VOXELS:
                 of_draws = getattr(medians, name)[:, g]
                 score = entry[name]["median"]
-                entry[name]["ci"] = significance.interval(of_draws, score)
+                entry[name]["ci"] = bootstrap.interval(of_draws, score)
         if tested:
             entry["significant"] = significance.share_significant(tested, inside)
         entries.append(entry)
@@ -95,7 +95,7 @@ def voxels(
     if medians:
         whole["bootstrap"] = {
             "draws": bootstraps,
-            "level": significance.LEVEL,
+            "level": bootstrap.LEVEL,
             "over": f"{len(measured)} test pictures, with replacement",
         }
     whole["roi"] = {
@@ -146,7 +146,7 @@ def _directions(
         "reverse_mean": choice.reverse_mean,
     }
     if bootstraps:
-        counts = significance.draws(choice.pool, bootstraps)
+        counts = bootstrap.draws(choice.pool, bootstraps)
     entries, of_choice = {}, {}
     for name, mean, asked in (
         ("retrieval", "mean", similarity),
@@ -163,9 +163,9 @@ def _directions(
             "undefined_voxels": ranks.undefined,
         }
         if bootstraps:
-            found = significance.found_in(asked, counts)
+            found = bootstrap.found_in(asked, counts)
             ends = {
-                key: significance.share_interval(
+                key: bootstrap.share_interval(
                     getattr(found, key), found.all[key], found.pool
                 )
                 for key in found.all
