@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from ubrain_jax import (
     errors,
     experiments,
     metrics,
+    scoring,
     sharding,
     watch,
     whole,
@@ -211,6 +213,10 @@ def score_subject(
     samples: np.ndarray,
     measured: np.ndarray,
     predicted: np.ndarray,
+    *,
+    bootstraps: int = 0,
+    permutations: int = 0,
+    pools: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[xarray.Dataset, dict[str, Any], metrics.Retrieval]:
     """Per-voxel table and its summary for one subject.
 
@@ -219,22 +225,22 @@ def score_subject(
         samples: (M,) test samples.
         measured: (M, V) their responses.
         predicted: (M, V) predictions.
+        bootstraps: Draws of pictures for the intervals; 0: none.
+        permutations: For p and q of each voxel; 0: none.
+        pools: Some of the pictures, (M,) bool, in which they are sought too.
 
     Returns:
         Table over voxels; the subject's entry of metrics.json; retrieval.
     """
-    r = metrics.pearson(measured, predicted)
-    r2 = metrics.r2(measured, predicted)
     ceiling = metrics.noise_ceiling(subject.ncsnr, subject.repeats[samples])
-    normalised = metrics.noise_normalised(r, ceiling)
+    regions = dict(zip(subject.roi_names, subject.roi.T, strict=True))
+    columns, summary = scoring.voxels(
+        measured, predicted, ceiling, regions, bootstraps, permutations
+    )
     similarity = metrics.similarity(measured, predicted)
-    found = metrics.retrieval_in(similarity)
-    choice = metrics.two_afc_in(similarity)
     table = xarray.Dataset(
         {
-            "pearson": ("voxel", r),
-            "r2": ("voxel", r2),
-            "noise_normalised": ("voxel", normalised),
+            **{name: ("voxel", values) for name, values in columns.items()},
             "noise_ceiling": ("voxel", ceiling),
             "ncsnr": ("voxel", subject.ncsnr),
             "position": (("voxel", "axis"), subject.position),
@@ -243,40 +249,14 @@ def score_subject(
         coords={"roi_name": np.asarray(subject.roi_names, object)},
         attrs={**subject.attrs, "subject": subject.name, "test_images": len(samples)},
     )
-    summary = {
-        "pearson": metrics.quartiles(r),
-        "noise_normalised": metrics.quartiles(normalised),
-        "r2": metrics.quartiles(r2),
-        "retrieval": {
-            "pool": found.pool,
-            "top1": found.top1,
-            "top5": found.top5,
-            "mean_rank": found.mean_rank,
-            "median_rank": found.median_rank,
-            "num_voxels": found.num_voxels,
-            "undefined_voxels": found.undefined,
-        },
-        "two_afc": {
-            "pool": choice.pool,
-            "mean": choice.mean,
-            "reverse_mean": choice.reverse_mean,
-        },
+    summary |= {
+        **scoring.patterns(similarity, bootstraps, pools or {}),
         "controls": controls.scores_in(similarity, measured, predicted),
-        "roi": {
-            name: {
-                "pearson": metrics.quartiles(r[inside]),
-                "noise_normalised": metrics.quartiles(normalised[inside]),
-                "r2": metrics.quartiles(r2[inside]),
-                "num_voxels": int(inside.sum()),
-            }
-            for name, inside in zip(subject.roi_names, subject.roi.T, strict=True)
-            if inside.any()
-        },
         "num_test_images": len(samples),
         "num_voxels": subject.num_voxels,
         "dataset": subject.attrs.get("dataset"),
     }
-    return table, summary, found
+    return table, summary, metrics.retrieval_in(similarity)
 
 
 def evaluate(
@@ -309,7 +289,14 @@ def evaluate(
     features = predictor.features(params, pictures, quiet=False)
     summaries, scores, retrieved, warnings = {}, [], [], warnings_of(run)
     marks = {"step": step, "config_sha256": config.sha256(run.experiment)}
-    for subject, samples in zip(run.stores.subjects, tests, strict=True):
+    settings = run.experiment.evaluate
+    pools = scoring.shared_pools(
+        [
+            scoring.Shown(s.store, s.image[t], s.repeats[t])
+            for s, t in zip(run.stores.subjects, tests, strict=True)
+        ]
+    )
+    for subject, samples, some in zip(run.stores.subjects, tests, pools, strict=True):
         if len(samples) < 3:
             warnings.append(
                 f"{subject.name} has {len(samples)} test pictures; scores need 3 or "
@@ -324,7 +311,15 @@ def evaluate(
             continue
         watch.alive(f"scores of {subject.name}")
         measured = crowd.read_responses(subject, samples)
-        table, summary, found = score_subject(subject, samples, measured, predicted)
+        table, summary, found = score_subject(
+            subject,
+            samples,
+            measured,
+            predicted,
+            bootstraps=settings.bootstraps,
+            permutations=settings.permutations,
+            pools=some,
+        )
         table.attrs.update(marks, warnings=warnings_of(run))
         crowd.write_xarray(table, out / "voxels" / f"{subject.name}.zarr")
         summaries[subject.name] = summary
@@ -341,7 +336,7 @@ def evaluate(
                 table["noise_normalised"].values,
             )
         )
-        if run.experiment.evaluate.report_queries:
+        if settings.report_queries:
             retrieved += _queries(run, subject, samples, measured, predicted, found)
     if not any(len(samples) >= 3 for samples in tests):
         raise errors.InputError(
