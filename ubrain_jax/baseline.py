@@ -143,19 +143,7 @@ def check(plan: Plan) -> None:
             "it with --kind=gaziv alone",
             "Leave it out: the others read the taps of the config's backbone.",
         )
-    refuse_run(plan.workdir, "--workdir")
-
-
-def refuse_run(folder: str | os.PathLike, flag: str) -> None:
-    """The scores of an encoder must not be replaced by those of something else."""
-    if (pathlib.Path(folder) / "checkpoints").exists():
-        raise errors.OutputError(
-            folder,
-            "checkpoints",
-            "the folder of a trained encoder",
-            "a folder of its own",
-            f"Choose another {flag}.",
-        )
+    evaluate.refuse_run(plan.workdir, "--workdir")
 
 
 def _source(plan: Plan) -> features.Source:

@@ -450,6 +450,22 @@ def score_predictions(
     return result
 
 
+def refuse_run(folder: str | os.PathLike, flag: str) -> None:
+    """The scores of an encoder must not be replaced by those of something else.
+
+    Raises:
+        errors.OutputError: If the folder is of a training.
+    """
+    if (pathlib.Path(folder) / "checkpoints").exists():
+        raise errors.OutputError(
+            folder,
+            "checkpoints",
+            "the folder of a trained encoder",
+            "a folder of its own",
+            f"Choose another {flag}.",
+        )
+
+
 def provenance_of(stores: crowd.Crowd) -> dict[str, str]:
     """Rows of a report on versions and measured data."""
     return {
