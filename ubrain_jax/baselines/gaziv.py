@@ -86,10 +86,12 @@ def fit(
     shapes = [layer.shape[1:] for layer in train.layers]
     size = min(settings.batch_images, len(train.responses))
     best: dict[str, Any] = {"val_loss": np.inf}
+    num_voxels = train.responses.shape[1]
+    start = jax.jit(lambda key: init(key, shapes, num_voxels, settings.channels))
+    params = start(jax.random.key(seed))
+    step = _step(settings)
     for rate in settings.learning_rates:
-        key = jax.random.key(seed)
-        start = init(key, shapes, train.responses.shape[1], settings.channels)
-        found = _train(start, inputs, train, val, settings, rate, size, seed)
+        found = _train(step, params, inputs, train, val, settings, rate, size, seed)
         if found["val_loss"] < best["val_loss"]:
             best = found
     if not np.isfinite(best["val_loss"]):
@@ -225,7 +227,30 @@ def _mean_loss(predicted: jax.Array, responses: jax.Array, alpha: float) -> jax.
     return jnp.mean(jax.vmap(one)(predicted, responses, jnp.ones_like(responses)))
 
 
+def _direction(settings: Settings) -> optax.GradientTransformation:
+    """AdamW but for the learning rate, so that all rates are one program."""
+    return optax.chain(
+        optax.scale_by_adam(), optax.add_decayed_weights(settings.weight_decay)
+    )
+
+
+def _step(settings: Settings) -> Any:
+    """One step of training, compiled when first called."""
+    gradient, direction = jax.grad(loss), _direction(settings)
+
+    @jax.jit
+    def step(params, state, layers, responses, key, rate):
+        grads = gradient(
+            params, layers, responses, settings.alpha, settings.dropout, key
+        )
+        updates, state = direction.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state
+
+    return step
+
+
 def _train(
+    step: Any,
     params: dict[str, Any],
     inputs: list[list[np.ndarray]],
     train: fitting.Data,
@@ -236,18 +261,11 @@ def _train(
     seed: int,
 ) -> dict[str, Any]:
     """Weights of the best epoch at one learning rate."""
-    optimiser = optax.adamw(rate, weight_decay=settings.weight_decay)
-    gradient = jax.value_and_grad(loss)
-
-    @jax.jit
-    def step(params, state, layers, responses, key):
-        value, grads = gradient(
-            params, layers, responses, settings.alpha, settings.dropout, key
-        )
-        updates, state = optimiser.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    state, rng, count = optimiser.init(params), np.random.default_rng(seed), 0
+    state, rng, count = (
+        _direction(settings).init(params),
+        np.random.default_rng(seed),
+        0,
+    )
     best: dict[str, Any] = {"val_loss": np.inf, "params": params}
     keys = jax.random.key(seed + 1)
     for epoch in tqdm.tqdm(
@@ -258,7 +276,8 @@ def _train(
             rows = order[start : start + size]
             layers = [layer[rows] for layer in inputs[0]]
             key = jax.random.fold_in(keys, count)
-            params, state, _ = step(params, state, layers, train.responses[rows], key)
+            measured = train.responses[rows]
+            params, state = step(params, state, layers, measured, key, rate)
             count += 1
         predicted = _predict(params, inputs[1], size)
         both = jnp.asarray(predicted), jnp.asarray(val.responses)
