@@ -177,7 +177,7 @@ def test_only_a_bundle_is_replaced_and_what_is_there_survives_a_fault(
 
 
 def test_weights_of_a_wider_type_are_written_in_float32_and_read(tiny_dict, tmp_path):
-    made = make(tiny_dict)
+    made = bundles.make(tiny_dict)
     wide = {
         k: {n: a.astype("float64") for n, a in v.items()}
         for k, v in made.shared.items()
