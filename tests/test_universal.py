@@ -265,6 +265,9 @@ def test_fitted_pictures_count_as_seen_and_a_name_is_given_once(enc, tmp_path):
         mine.fit_subject(shown, measured, name="lab-ann")
     with pytest.raises(errors.ConfigError, match=r"stepps.*mean steps"):
         mine.fit_subject(shown, measured, name="lab-bob", stepps=3)
+    for raw in (50 * measured, measured + 400):
+        with pytest.raises(errors.InputError, match="expected z-scores"):
+            mine.fit_subject(shown, raw, name="lab-bob")
     twice = shown[[0, 1, 2, 3, 0, 5, 6, 7]]
     with pytest.raises(errors.InputError, match="1 pictures occur again"):
         mine.fit_subject(twice, measured, name="lab-bob")

@@ -739,6 +739,20 @@ def _settings(values: dict[str, Any]) -> fit.Settings:
     return settings
 
 
+def _check_scale(measured: np.ndarray) -> None:
+    """Raw betas are fitted and predicted badly: refused. NaN are refused later."""
+    center = float(np.median(np.abs(measured.mean(0))))
+    spread = float(np.median(measured.std(0)))
+    if center > 1 or spread > 3:
+        raise errors.InputError(
+            "responses",
+            "",
+            f"median over voxels of |mean| {center:.3g} and of deviation {spread:.3g}",
+            "z-scores: means near 0, deviations near 1 or below",
+            "z-score each voxel within session or run, then average repeats.",
+        )
+
+
 def _subject_of(
     opened: given.Given,
     responses: Any,
@@ -760,6 +774,7 @@ def _subject_of(
             "(M, V), a row for each of 4 or more pictures",
             "Give pictures and responses in one order.",
         )
+    _check_scale(measured)
     m, v = measured.shape
     masks = [np.asarray(mask, bool) for mask in (roi or {}).values()]
     for region, mask in zip(roi or {}, masks, strict=True):
