@@ -72,7 +72,9 @@ def test_p_is_that_of_all_orders_where_images_are_few():
     for v in range(4):
         x, y = measured[:, v], predicted[:, v]
         true = np.corrcoef(x, y)[0, 1]
-        rs = [np.corrcoef(x, y[list(o)])[0, 1] for o in itertools.permutations(range(5))]
+        rs = [
+            np.corrcoef(x, y[list(o)])[0, 1] for o in itertools.permutations(range(5))
+        ]
         exact = np.mean(np.array(rs) >= true - 1e-12)
         assert found.p[v] == pytest.approx(exact, abs=0.01)
 
