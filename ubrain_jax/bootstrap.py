@@ -238,7 +238,11 @@ def found_in(similarity: metrics.Similarity, counts: np.ndarray) -> Found:
     )
 
 
-def interval(values: np.ndarray, score: float) -> list[float]:
+def interval(
+    values: np.ndarray,
+    score: float,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> list[float]:
     """95 % percentile interval of a score, from its values in draws of pictures.
 
     It is for the mean score in tests with as many pictures. A draw holds the noise of
@@ -250,6 +254,7 @@ def interval(values: np.ndarray, score: float) -> list[float]:
     Args:
         values: (B,) the score in each draw; NaN is left out.
         score: On the pictures as they are.
+        limits: Of the score's kind; ends beyond them are cut.
 
     Returns:
         Both ends; NaN where the score is, or no draw has one.
@@ -263,7 +268,7 @@ def interval(values: np.ndarray, score: float) -> list[float]:
         return [math.nan, math.nan]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     ends = np.quantile(values, tails) - np.mean(values) + score
-    return [float(end) for end in ends]
+    return [float(end) for end in np.clip(ends, *limits)]
 
 
 def share_interval(values: np.ndarray, share: float, pool: int) -> list[float]:
@@ -289,4 +294,4 @@ def share_interval(values: np.ndarray, share: float, pool: int) -> list[float]:
         exact: Any = scipy.stats.binomtest(round(share * pool), pool)
         ends = exact.proportion_ci(LEVEL)
         return [float(ends.low), float(ends.high)]
-    return [min(max(end, 0.0), 1.0) for end in interval(values, share)]
+    return interval(values, share, (0, 1))

@@ -17,7 +17,12 @@ POOLS = {
     "shared": "test pictures that all subjects of the store saw",
     "shared_full": "of those, the pictures that all saw the full number of times",
 }
-_OF_VOXELS = ("pearson", "noise_normalised", "r2")
+# Scores with an interval of their median, and the limits of each.
+_LIMITS = {
+    "pearson": (-1.0, 1.0),
+    "noise_normalised": (-np.inf, np.inf),
+    "r2": (-np.inf, 1.0),
+}
 
 
 class Shown(NamedTuple):
@@ -78,10 +83,10 @@ def voxels(
             name: metrics.quartiles(values[inside]) for name, values in columns.items()
         }
         if medians:
-            for name in _OF_VOXELS:
+            for name, limits in _LIMITS.items():
                 of_draws = getattr(medians, name)[:, g]
                 score = entry[name]["median"]
-                entry[name]["ci"] = bootstrap.interval(of_draws, score)
+                entry[name]["ci"] = bootstrap.interval(of_draws, score, limits)
         if tested:
             entry["significant"] = significance.share_significant(tested, inside)
         entries.append(entry)
@@ -202,15 +207,12 @@ def shared_pools(shown: Sequence[Shown]) -> list[dict[str, np.ndarray]]:
         fully = shared.intersection(
             *(shown[k].image[shown[k].repeats >= full].tolist() for k in members)
         )
-        if all(s == shared for s in sets):
-            shared_is_new = False
-        else:
-            shared_is_new = len(shared) >= 3
+        own = any(s != shared for s in sets)  # a picture that not all saw
         for name, pool, new in (
-            ("shared", shared, shared_is_new),
-            ("shared_full", fully, 3 <= len(fully) < len(shared)),
+            ("shared", shared, own),
+            ("shared_full", fully, len(fully) < len(shared)),
         ):
-            if new:
+            if new and len(pool) >= 3:
                 for k in members:
                     found[k][name] = np.isin(shown[k].image, list(pool))
     return found
