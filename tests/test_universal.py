@@ -279,7 +279,7 @@ def test_a_subject_of_the_transfer_command_joins(enc, workdir, tmp_path):
     path = tmp_path / "t-subj09.safetensors"
     from ubrain_jax.model import bundle
 
-    bundle.write_subject(path, own, enc._bundle.sha256)
+    bundle.write_subject(path, own, enc.sha256)
     mine = ubrain_jax.UniversalEncoder(enc._bundle, devices=ONE)
     assert mine.add_subject(path) == "t-subj09"
     with pytest.raises(errors.ConfigError, match="taken"):

@@ -177,6 +177,10 @@ class Evaluate:
     val_images: int = 256
     # Test images whose best matches the report shows.
     report_queries: int = 4
+    # Draws of test images for the 95 % intervals of medians and retrieval; 0: none.
+    bootstraps: int = 1000
+    # Permutations of test images, at least, for each voxel's p and q; 0: no test.
+    permutations: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +215,8 @@ RESUMABLE = (
     "evaluate.chunk_voxels",
     "evaluate.val_images",
     "evaluate.report_queries",
+    "evaluate.bootstraps",
+    "evaluate.permutations",
 )
 
 
@@ -474,11 +480,13 @@ def _out_of_range(e: Experiment) -> list[str]:
             math.isfinite(e.adapter.alpha) and e.adapter.alpha > 0,
             "finite and above 0",
         ),
-        (
-            "evaluate.report_queries",
-            e.evaluate.report_queries,
-            e.evaluate.report_queries >= 0,
-            ">= 0",
+        *(
+            (key, value, value >= 0, ">= 0")
+            for key, value in (
+                ("evaluate.report_queries", e.evaluate.report_queries),
+                ("evaluate.bootstraps", e.evaluate.bootstraps),
+                ("evaluate.permutations", e.evaluate.permutations),
+            )
         ),
         (
             "data.subjects",

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from ubrain_jax import (
     errors,
     experiments,
     metrics,
+    scoring,
     sharding,
     watch,
     whole,
@@ -212,6 +213,10 @@ def score_subject(
     samples: np.ndarray,
     measured: np.ndarray,
     predicted: np.ndarray,
+    *,
+    bootstraps: int = 0,
+    permutations: int = 0,
+    pools: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[xarray.Dataset, dict[str, Any], metrics.Retrieval]:
     """Per-voxel table and its summary for one subject.
 
@@ -220,22 +225,22 @@ def score_subject(
         samples: (M,) test samples.
         measured: (M, V) their responses.
         predicted: (M, V) predictions.
+        bootstraps: Draws of pictures for the intervals; 0: none.
+        permutations: For p and q of each voxel; 0: none.
+        pools: Some of the pictures, (M,) bool, in which they are sought too.
 
     Returns:
         Table over voxels; the subject's entry of metrics.json; retrieval.
     """
-    r = metrics.pearson(measured, predicted)
-    r2 = metrics.r2(measured, predicted)
     ceiling = metrics.noise_ceiling(subject.ncsnr, subject.repeats[samples])
-    normalised = metrics.noise_normalised(r, ceiling)
+    regions = dict(zip(subject.roi_names, subject.roi.T, strict=True))
+    columns, summary = scoring.voxels(
+        measured, predicted, ceiling, regions, bootstraps, permutations
+    )
     similarity = metrics.similarity(measured, predicted)
-    found = metrics.retrieval_in(similarity)
-    choice = metrics.two_afc_in(similarity)
     table = xarray.Dataset(
         {
-            "pearson": ("voxel", r),
-            "r2": ("voxel", r2),
-            "noise_normalised": ("voxel", normalised),
+            **{name: ("voxel", values) for name, values in columns.items()},
             "noise_ceiling": ("voxel", ceiling),
             "ncsnr": ("voxel", subject.ncsnr),
             "position": (("voxel", "axis"), subject.position),
@@ -244,40 +249,14 @@ def score_subject(
         coords={"roi_name": np.asarray(subject.roi_names, object)},
         attrs={**subject.attrs, "subject": subject.name, "test_images": len(samples)},
     )
-    summary = {
-        "pearson": metrics.quartiles(r),
-        "noise_normalised": metrics.quartiles(normalised),
-        "r2": metrics.quartiles(r2),
-        "retrieval": {
-            "pool": found.pool,
-            "top1": found.top1,
-            "top5": found.top5,
-            "mean_rank": found.mean_rank,
-            "median_rank": found.median_rank,
-            "num_voxels": found.num_voxels,
-            "undefined_voxels": found.undefined,
-        },
-        "two_afc": {
-            "pool": choice.pool,
-            "mean": choice.mean,
-            "reverse_mean": choice.reverse_mean,
-        },
+    summary |= {
+        **scoring.patterns(similarity, bootstraps, pools or {}),
         "controls": controls.scores_in(similarity, measured, predicted),
-        "roi": {
-            name: {
-                "pearson": metrics.quartiles(r[inside]),
-                "noise_normalised": metrics.quartiles(normalised[inside]),
-                "r2": metrics.quartiles(r2[inside]),
-                "num_voxels": int(inside.sum()),
-            }
-            for name, inside in zip(subject.roi_names, subject.roi.T, strict=True)
-            if inside.any()
-        },
         "num_test_images": len(samples),
         "num_voxels": subject.num_voxels,
         "dataset": subject.attrs.get("dataset"),
     }
-    return table, summary, found
+    return table, summary, metrics.retrieval_in(similarity)
 
 
 class Job(NamedTuple):
@@ -392,7 +371,13 @@ def score_predictions(
     if cluster.is_first():
         (out / "voxels").mkdir(parents=True, exist_ok=True)
     summaries, scores, retrieved, warnings = {}, [], [], list(job.warnings)
-    for subject, samples in zip(job.stores.subjects, tests, strict=True):
+    pools = scoring.shared_pools(
+        [
+            scoring.Shown(s.store, s.image[t], s.repeats[t])
+            for s, t in zip(job.stores.subjects, tests, strict=True)
+        ]
+    )
+    for subject, samples, some in zip(job.stores.subjects, tests, pools, strict=True):
         if len(samples) < 3:
             warnings.append(
                 f"{subject.name} has {len(samples)} test pictures; scores need 3 or "
@@ -404,7 +389,15 @@ def score_predictions(
             continue
         watch.alive(f"scores of {subject.name}")
         measured = crowd.read_responses(subject, samples)
-        table, summary, found = score_subject(subject, samples, measured, predicted)
+        table, summary, found = score_subject(
+            subject,
+            samples,
+            measured,
+            predicted,
+            bootstraps=job.settings.bootstraps,
+            permutations=job.settings.permutations,
+            pools=some,
+        )
         told = {k: v for k, v in job.marks.items() if k != "model"}
         table.attrs.update(told, warnings=job.warnings)
         crowd.write_xarray(table, out / "voxels" / f"{subject.name}.zarr")

@@ -104,11 +104,11 @@ def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         >>> pearson(measured, predicted)
         array([ 1., nan])
     """
-    measured, predicted = _pair(measured, predicted)
+    measured, predicted = pair(measured, predicted)
     score = np.full(measured.shape[1], np.nan)
-    for block in _blocks(measured.shape[1]):
-        x, x_varies = _centred(measured[:, block])
-        y, y_varies = _centred(predicted[:, block])
+    for block in blocks(measured.shape[1]):
+        x, x_varies = centred(measured[:, block])
+        y, y_varies = centred(predicted[:, block])
         defined = x_varies & y_varies
         # Each norm apart: their product of squares could leave float64's range.
         norm = np.sqrt(_dot(x, x)) * np.sqrt(_dot(y, y))
@@ -139,13 +139,53 @@ def r2(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         >>> r2(measured, measured), r2(measured, np.full((3, 1), 2.0))
         (array([1.]), array([0.]))
     """
-    measured, predicted = _pair(measured, predicted)
+    measured, predicted = pair(measured, predicted)
     score = np.full(measured.shape[1], np.nan)
-    for block in _blocks(measured.shape[1]):
-        x, varies = _centred(measured[:, block])
+    for block in blocks(measured.shape[1]):
+        x, varies = centred(measured[:, block])
         y, finite = _finite(predicted[:, block])
         defined = varies & finite
         residual = np.where(defined, measured[:, block], 0) - np.where(defined, y, 0)
+        ratio = np.divide(
+            _dot(residual, residual),
+            _dot(x, x),
+            out=np.full(defined.shape, np.nan),
+            where=defined,
+        )
+        score[block] = 1 - ratio
+    return score
+
+
+def explained_variance(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Share of the variance over images that the prediction takes away.
+
+    EV = 1 - variance (measured - predicted) / variance (measured), as scikit-learn
+    has it: R2 where an offset of the prediction is forgiven, but not a wrong scale.
+
+    Args:
+        measured: (M, V) responses, repeats averaged.
+        predicted: (M, V) predictions for the same images and voxels.
+
+    Returns:
+        (V,) float64, at most 1, at least R2. NaN where R2 is.
+
+    Raises:
+        errors.InputError: If the shapes differ, or M < 3.
+
+    Example:
+        >>> measured = np.array([[1.0], [2.0], [3.0]])
+        >>> explained_variance(measured, measured + 5), r2(measured, measured + 5)
+        (array([1.]), array([-36.5]))
+    """
+    measured, predicted = pair(measured, predicted)
+    score = np.full(measured.shape[1], np.nan)
+    for block in blocks(measured.shape[1]):
+        x, varies = centred(measured[:, block])
+        # Not `centred`: a constant prediction is no fault here.
+        y, finite = _finite(predicted[:, block])
+        defined = varies & finite
+        y -= y[:1]
+        residual = x - (y - y.mean(axis=0))
         ratio = np.divide(
             _dot(residual, residual),
             _dot(x, x),
@@ -228,7 +268,7 @@ def noise_normalised(pearson: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
     ceiling = np.asarray(ceiling, np.float64)
     if r.shape != ceiling.shape:
         raise errors.InputError(
-            "ceiling", "", f"shape {ceiling.shape}", f"{r.shape} as pearson", _SAME
+            "ceiling", "", f"shape {ceiling.shape}", f"{r.shape} as pearson", SAME
         )
     out = np.full(r.shape, np.nan)
     return np.divide(r, np.sqrt(ceiling), out=out, where=ceiling > 0)
@@ -288,14 +328,14 @@ def similarity(measured: np.ndarray, predicted: np.ndarray) -> Similarity:
         errors.InputError: If the shapes differ, M < 3, or fewer than 3 voxels are
             defined.
     """
-    measured, predicted = _pair(measured, predicted)
+    measured, predicted = pair(measured, predicted)
     correlation, num_voxels = _pattern_correlation(measured, predicted)
     return Similarity(correlation, num_voxels, measured.shape[1] - num_voxels)
 
 
 def retrieval_in(found: Similarity) -> Retrieval:
     """`retrieval` where the correlations are known."""
-    correlation, true = _with_true(found.correlation)
+    correlation, true = with_true(found.correlation)
     rank = np.sum(correlation >= true[:, None] - TIE, axis=1)  # counts the true one
     return Retrieval(
         pool=len(rank),
@@ -307,6 +347,21 @@ def retrieval_in(found: Similarity) -> Retrieval:
         num_voxels=found.num_voxels,
         undefined=found.undefined,
     )
+
+
+def reversed_in(found: Similarity) -> Similarity:
+    """The other direction: each prediction asks, measured patterns are the pool."""
+    return found._replace(correlation=found.correlation.T)
+
+
+def within(found: Similarity, kept: np.ndarray) -> Similarity:
+    """The correlations of some of the images, which are then the pool.
+
+    Args:
+        found: Of M images.
+        kept: (M,) bool, or numbers of images.
+    """
+    return found._replace(correlation=found.correlation[kept][:, kept])
 
 
 def two_afc(measured: np.ndarray, predicted: np.ndarray) -> TwoAfc:
@@ -332,7 +387,7 @@ def two_afc(measured: np.ndarray, predicted: np.ndarray) -> TwoAfc:
 
 def two_afc_in(found: Similarity) -> TwoAfc:
     """`two_afc` where the correlations are known."""
-    correlation, true = _with_true(found.correlation)
+    correlation, true = with_true(found.correlation)
 
     def shares(rows: np.ndarray) -> np.ndarray:
         less = np.sum(rows < true[:, None] - TIE, axis=1)
@@ -345,7 +400,7 @@ def two_afc_in(found: Similarity) -> TwoAfc:
     )
 
 
-def _with_true(correlation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def with_true(correlation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(M, M) without NaN, and its diagonal."""
     # An undefined correlation loses against every defined one, ties with its like.
     correlation = np.where(np.isnan(correlation), -2, correlation)
@@ -401,10 +456,10 @@ def null_for_nan(value: Any) -> Any:
     return value
 
 
-_SAME = "Give arrays of the same images and voxels."
+SAME = "Give arrays of the same images and voxels."
 
 
-def _pair(measured: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pair(measured: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Checks that two (M, V) arrays belong together; no copy."""
     measured, predicted = np.asarray(measured), np.asarray(predicted)
     if measured.ndim != 2 or measured.shape != predicted.shape:
@@ -413,7 +468,7 @@ def _pair(measured: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.n
             "",
             f"shape {predicted.shape}",
             f"(images, voxels) as measured, which is {measured.shape}",
-            _SAME,
+            SAME,
         )
     if len(measured) < 3:
         raise errors.InputError(
@@ -426,7 +481,7 @@ def _pair(measured: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.n
     return measured, predicted
 
 
-def _blocks(num_voxels: int) -> list[slice]:
+def blocks(num_voxels: int) -> list[slice]:
     """Slices of `BLOCK_VOXELS` that cover all voxels."""
     starts = range(0, num_voxels, BLOCK_VOXELS)
     return [slice(start, start + BLOCK_VOXELS) for start in starts]
@@ -443,15 +498,15 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(finite, values, 0).astype(np.float64), finite
 
 
-def _rounding(values: np.ndarray) -> float:
+def rounding(values: np.ndarray) -> float:
     """Relative rounding step of the dtype; integers are exact and take float64's."""
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
     return float(np.finfo(dtype).eps)
 
 
-def _centred(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def centred(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(M, V) -> deviations from the mean over images in float64, (V,) it varies."""
-    rounding = _rounding(values)
+    step = rounding(values)
     values, finite = _finite(values)
     # From the first image first: a constant voxel then deviates by exactly 0.
     first = values[:1]
@@ -459,7 +514,7 @@ def _centred(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shift = deviation.mean(axis=0)
     deviation -= shift
     rms = np.sqrt(_dot(deviation, deviation) / len(values))
-    varies = rms > rounding * np.abs(first[0] + shift)
+    varies = rms > step * np.abs(first[0] + shift)
     return deviation, finite & varies
 
 
@@ -476,12 +531,12 @@ def _pattern_correlation(
             f"the voxels of measured, which is {measured.shape}",
             "Give arrays of the same voxels.",
         )
-    blocks = _blocks(measured.shape[1])
+    parts = blocks(measured.shape[1])
     defined = np.concatenate(
         [
             np.isfinite(measured[:, b]).all(axis=0)
             & np.isfinite(predicted[:, b]).all(axis=0)
-            for b in blocks
+            for b in parts
         ]
         or [np.zeros(0, bool)]
     )
@@ -504,13 +559,13 @@ def _pattern_correlation(
 
     both = (measured, predicted)
     shift = [
-        np.sum([patterns(values, b).sum(axis=1) for b in blocks], 0)[:, None]
+        np.sum([patterns(values, b).sum(axis=1) for b in parts], 0)[:, None]
         / num_voxels
         for values in both
     ]
     product = np.zeros((len(measured), len(predicted)))
     square = [np.zeros(len(measured)), np.zeros(len(predicted))]
-    for b in blocks:
+    for b in parts:
         x, y = (patterns(values, b) - s for values, s in zip(both, shift, strict=True))
         product += x @ y.T
         square[0] += np.einsum("QV,QV->Q", x, x)
@@ -518,6 +573,6 @@ def _pattern_correlation(
     norm = []
     for values, s, total in zip(both, shift, square, strict=True):
         mean = values[:, first_voxel].astype(np.float64) + s[:, 0]
-        varies = np.sqrt(total / num_voxels) > _rounding(values) * np.abs(mean)
+        varies = np.sqrt(total / num_voxels) > rounding(values) * np.abs(mean)
         norm.append(np.where(varies, np.sqrt(total), np.nan))
     return np.clip(product / np.outer(*norm), -1, 1), num_voxels
