@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ubrain_jax import errors, studies, whole
+from ubrain_jax import errors, significance, studies, whole
 from ubrain_jax.maps import tables
 
 # Two-sided, of a median's interval.
@@ -163,53 +163,90 @@ def _scores(own: dict[str, Any]) -> dict[str, float]:
 def compare(models: Sequence[Model]) -> list[dict[str, Any]]:
     """A row for each subject and model, with the test of the first against it.
 
-    p is of Wilcoxon's signed-rank test over the voxels of the subject; Holm's
-    correction is over all rows. The first model's own rows have no test.
+    p is of `significance.compare` over the voxels of the subject; Holm's correction
+    is over all rows. The first model's own rows have no test.
+
+    Raises:
+        errors.InputError: If a model was scored on other voxels.
     """
-    rows, found = [], []
+    rows, p = [], []
     for subject in models[0].subjects:
-        first = studies.seed_mean([models[0].folder], subject)
-        own_p = studies.read_voxels(models[0].folder, subject).position.values
+        first = studies.read_voxels(models[0].folder, subject)
         for model in models:
-            row: dict[str, Any] = {"subject": subject, "model": model.name}
-            row |= _scores(model.subjects[subject])
-            test = studies.VoxelTest(0, 0, 0, math.nan, math.nan, math.nan)
-            if model is not models[0]:
-                position = studies.read_voxels(model.folder, subject).position.values
-                if not np.array_equal(position, own_p):
-                    raise errors.InputError(
-                        model.folder,
-                        f"voxels/{subject}.zarr",
-                        "other voxels",
-                        f"those of {models[0].folder}",
-                        "Score the same store.",
-                    )
-                other = studies.seed_mean([model.folder], subject)
-                test = studies.compare_voxels(first, other)
+            row: dict[str, Any] = {
+                "subject": subject,
+                "model": model.name,
+                "voxels": model.subjects[subject]["num_voxels"],
+                **_scores(model.subjects[subject]),
+            }
+            other = studies.read_voxels(model.folder, subject)
+            if not np.array_equal(first.position.values, other.position.values):
+                raise errors.InputError(
+                    model.folder,
+                    f"voxels/{subject}.zarr",
+                    "other voxels",
+                    f"those of {models[0].folder}",
+                    "Score the same store.",
+                )
+            test = significance.compare(
+                first.pearson.values, other.pearson.values, "voxels"
+            )
+            same = model is models[0]
+            row |= {
+                "first_minus_this": math.nan if same else test.median_difference,
+                "difference_low": math.nan if same else test.low,
+                "difference_high": math.nan if same else test.high,
+                "compared": 0 if same else test.num,
+                "first_better": 0 if same else test.better,
+                "p_wilcoxon": math.nan if same else test.p,
+            }
             rows.append(row)
-            found.append(test)
-    for row, test, p in zip(
-        rows, found, studies.holm([t.p for t in found]), strict=True
-    ):
-        row |= {
-            "voxels": test.num or models[0].subjects[row["subject"]]["num_voxels"],
-            "first_minus_this": test.median_difference,
-            "share_first_better": test.share_better,
-            "p_wilcoxon": test.p,
-            "p_holm": p,
-        }
+            p.append(row["p_wilcoxon"])
+    for row, corrected in zip(rows, studies.holm(p), strict=True):
+        row["p_holm"] = corrected
     return rows
+
+
+def over_subjects(
+    models: Sequence[Model], rows: Sequence[dict[str, Any]]
+) -> list[list[str]]:
+    """Cells of a table: each model's median r over subjects, against the first's."""
+    cells = []
+    for model in models:
+        own, base = (
+            [r["median_r"] for r in rows if r["model"] == name]
+            for name in (model.name, models[0].name)
+        )
+        mean, sd, _ = studies.spread(own)
+        line = [model.name, f"{tables.number(mean)} ± {tables.number(sd)}"]
+        if model is models[0]:
+            cells.append([*line, "", "", ""])
+            continue
+        test = significance.compare(base, own, "subjects")
+        tested = test.num >= studies.RANKS_FROM
+        cells.append(
+            [
+                *line,
+                tables.signed(test.median_difference),
+                f"{test.better} of {test.num}",
+                tables.p_value(test.p) if tested else "too few",
+            ]
+        )
+    return cells
 
 
 def verdicts(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> list[str]:
     """Who wins each subject, in words; a tie where the test says nothing."""
     lines, first = [], models[0].name
+    wins: dict[str, list[str]] = {}
     for subject in models[0].subjects:
         own = [r for r in rows if r["subject"] == subject]
         base, others = own[0], own[1:]
         better = [
             r for r in others if r["p_holm"] < 1 - LEVEL and r["first_minus_this"] < 0
         ]
+        for row in better:
+            wins.setdefault(row["model"], []).append(subject)
         worse = [
             r for r in others if r["p_holm"] < 1 - LEVEL and r["first_minus_this"] > 0
         ]
@@ -234,7 +271,12 @@ def verdicts(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> list[st
                     f"{subject}: in {title} {best['model']} is highest "
                     f"({best[score]:.3f}; {first} {base[score]:.3f})."
                 )
-    return lines
+    every = len(models[0].subjects)
+    first_lines = [
+        f"{name} wins against {first} in {len(some)} of {every} subjects."
+        for name, some in wins.items()
+    ]
+    return (first_lines or [f"No other model wins against {first}."]) + lines
 
 
 def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
@@ -250,8 +292,8 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
             f"{tables.number(row['top1'])} (1/{row['pool']})",
             tables.number(row["two_afc"]),
             tables.number(row["worst_control_two_afc"]),
-            tables.signed(row["first_minus_this"]),
-            tables.percent(row["share_first_better"]),
+            _difference(row),
+            f"{row['first_better']} of {row['compared']}" if row["compared"] else "",
             tables.p_value(row["p_holm"]),
         ]
         for row in rows
@@ -265,7 +307,7 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
         "top-1 (chance)",
         "2AFC",
         "worst control",
-        "first - this",
+        "first - this [95 % CI]",
         "first better in",
         "p (Holm)",
     ]
@@ -274,6 +316,17 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
         f"# {models[0].name} against {len(models) - 1} other models",
         *(f"**Note.** {tables.plain(line)}" for line in warnings),
         tables.markdown_table(head, cells),
+        "## Over subjects",
+        tables.markdown_table(
+            [
+                "model",
+                "median r, mean ± SD",
+                "first - this, median",
+                "first better in",
+                "p",
+            ],
+            over_subjects(models, rows),
+        ),
         "## In words",
         "\n".join(f"- {tables.plain(line)}" for line in verdicts(models, rows)),
         "Medians are over voxels. The interval is of a bootstrap over test pictures"
@@ -282,7 +335,8 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
             if missing
             else ", as the scoring made it."
         ),
-        "first - this: median over voxels of the difference in r. p: Wilcoxon's "
+        "first - this: median over voxels of the difference in r, its interval "
+        "from order statistics. p: Wilcoxon's "
         "signed-rank test over the voxels of a subject, two-sided, equal values left "
         "out, Holm's correction over all rows. **Neighbouring voxels are not "
         "independent, so p is too small**: read the size of the difference first. A "
@@ -291,6 +345,13 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
         "from chance, 0.5.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    text = tables.signed(row["first_minus_this"])
+    if not math.isfinite(row["difference_low"]):
+        return text
+    return f"{text} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Settings:
 
     Attributes:
         channels: Of the shared convolutions (32).
-        dropout: Of a voxel's channels (0.25).
+        dropout: Of a voxel's channels, in steps of 1/256 (0.25).
         alpha: Weight of the cosine (0.1; 0.3 in their script).
         learning_rates: Each is tried; the best on validation pictures stays (1e-3).
         weight_decay: Of AdamW.
@@ -51,7 +51,7 @@ class Settings:
     channels: int = 32
     dropout: float = 0.25
     alpha: float = 0.1
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
     weight_decay: float = 1e-2
     batch_images: int = 64
     epochs: int = 50
@@ -115,7 +115,7 @@ def check(settings: Settings) -> None:
     """
     rules = {
         "channels": settings.channels >= 1,
-        "dropout": 0 <= settings.dropout < 1,
+        "dropout": 0 <= settings.dropout <= 0.99,
         "alpha": settings.alpha >= 0,
         "learning_rates": len(settings.learning_rates) > 0
         and min(settings.learning_rates) > 0,
@@ -201,10 +201,11 @@ def respond(
         cells = x.reshape(len(x), -1, x.shape[-1])  # (B, P, K)
         seen = jnp.einsum("BPK,VP->BVK", cells, params["map"][k])
         if key is not None:
-            kept = jax.random.bernoulli(
-                jax.random.fold_in(key, k), 1 - dropout, seen.shape
-            )
-            seen = jnp.where(kept, seen / (1 - dropout), 0)
+            # A byte of chance, of four, is enough and a quarter of the work.
+            part = jax.random.fold_in(key, k)
+            chance = jax.random.bits(part, seen.shape, jnp.uint8)
+            dropped = round(256 * dropout)
+            seen = jnp.where(chance >= dropped, seen * 256 / (256 - dropped), 0)
         own = jnp.einsum("BVK,VK->BV", seen, params["channel"][k])
         out = out + own * jnp.abs(params["mix"][:, k])
     return out
