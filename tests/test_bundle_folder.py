@@ -212,6 +212,16 @@ def test_only_a_bundle_is_replaced_and_what_is_there_survives_a_fault(
     assert not (folder / "seen.json").exists()
 
 
+def test_weights_of_a_wider_type_are_written_in_float32_and_read(tiny_dict, tmp_path):
+    made = make(tiny_dict)
+    wide = {
+        k: {n: a.astype("float64") for n, a in v.items()}
+        for k, v in made.shared.items()
+    }
+    bundle.write(tmp_path / "a", made._replace(shared=wide))
+    assert bundle.read(tmp_path / "a").sha256 == made.sha256
+
+
 def test_what_is_no_bundle_is_said_to_be_none(tmp_path):
     with pytest.raises(errors.MissingInputError, match=r"encoder\.json: no such file"):
         bundle.read(tmp_path)

@@ -17,7 +17,7 @@ from ubrain_jax import (
     train,
     validation,
 )
-from ubrain_jax.backbone import dinov2
+from ubrain_jax.backbone import dinov2, images
 from ubrain_jax.model import adapters, encoder
 
 # The released preset, but for the sizes of the network, the batch and the run.
@@ -209,6 +209,22 @@ def test_places_of_tokens_are_those_of_the_tokens_the_head_is_given(tiny, drop):
     np.testing.assert_array_equal(places, np.where(given >= 5, given - 5, -1))
     assert places.shape == (17,)
     assert (places == -1).sum() == {"registers": 1, "last_patches": 5}[drop]
+
+
+@pytest.mark.parametrize("drop", ["registers", "last_patches"])
+def test_the_encoder_gives_its_head_the_tokens_it_is_told_to(tiny, drop):
+    """Of 1 + 4 + 16 tokens, told apart by putting them through the head one way."""
+    backbone = {**PRESET["backbone"], "drop": drop, "image_px": 56, "taps": (1,)}
+    experiment = tiny(backbone=backbone)
+    network = dinov2.random(dinov2.GEOMETRIES[backbone["name"]], 1, 56)
+    model = encoder.Encoder(experiment, network, 8, jax.random.key(0))
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 56, 56, 3), np.uint8)
+    kept = {"registers": [0, *range(5, 21)], "last_patches": list(range(17))}[drop]
+    taps = network(
+        images.normalise(pictures, np.float32), (1,), adapter=model.adapter()
+    )
+    expected = model.head.project(taps[:, 0, kept])  # (1, 17, C)
+    np.testing.assert_allclose(model.features(pictures)[0], expected, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["residual", "lora"])

@@ -283,7 +283,7 @@ def write(path: str | os.PathLike, bundle: Bundle, card: str | None = None) -> N
     _check_shared(path, bundle.experiment, bundle.backbone.geometry, shared)
     names = [subject.name for subject in bundle.subjects]
     _check_names(path, names, bundle.trained_with)
-    digest = bundle.sha256
+    digest = bundle._replace(shared=_tree(shared)).sha256  # of what is written
     with whole.folder(path) as folder:
         content = safetensors.numpy.save(shared, {"format": FORMAT_ENCODER})
         (folder / WEIGHTS).write_bytes(content)
@@ -364,10 +364,7 @@ def read(path: str | os.PathLike, *, within: str | os.PathLike | None = None) ->
         _check_file(path / name, root, files[name], fault)
     shared = _tensors(path / WEIGHTS, fault)
     _check_shared(path / WEIGHTS, experiment, geometry, shared)
-    tree: dict[str, Any] = {}
-    for name, value in shared.items():
-        part, _, leaf = name.partition("/")
-        tree.setdefault(part, {})[leaf] = value
+    tree = _tree(shared)
     digest = encoder_sha256(experiment, tree, backbone.sha256)
     if digest != told["encoder_sha256"]:
         raise fault("encoder_sha256", str(told["encoder_sha256"])[:16], digest[:16])
@@ -381,6 +378,15 @@ def read(path: str | os.PathLike, *, within: str | os.PathLike | None = None) ->
         if subject.name != name:
             raise fault(subject_file(name), f"subject {subject.name}", name)
     return Bundle(experiment, tree, read_ones, trained_with, backbone, seen, provenance)
+
+
+def _tree(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Shared weights by name as a tree."""
+    tree: dict[str, Any] = {}
+    for name, value in named.items():
+        part, _, leaf = name.partition("/")
+        tree.setdefault(part, {})[leaf] = value
+    return tree
 
 
 def is_bundle(path: str | os.PathLike) -> bool:
