@@ -1,9 +1,10 @@
 """Which pictures each measured pattern found: a small file beside the scores.
 
 retrieval/NAME.zarr of a workdir holds, for the M test pictures of a subject in the
-order of the store: image_id (M,), rank (M,) (1 = found first), and of the K
-pictures whose predicted patterns fit best, best first: best (M, K), their places among
-the M or -1, and correlation (M, K). Figures of retrieved pictures are made from it, with the store for the pixels.
+order of the store: image_id (M,), rank (M,) (1 = found first), and of the K pictures
+whose predicted patterns fit best, best first: best (M, K), their places among the M
+or -1, and correlation (M, K). Figures of retrieved pictures are made from it, with the
+store for the pixels.
 """
 
 import os

@@ -112,8 +112,10 @@ def read(folder: str | os.PathLike) -> Result:
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = str(content.get("model", {"kind": "encoder"})["kind"])
         for entry in content["subjects"].values():
-            int(entry["num_voxels"]), int(entry["num_test_images"])
-            entry["pearson"]["median"], entry["noise_normalised"]["median"]
+            for key in ("num_voxels", "num_test_images"):
+                int(entry[key])
+            for key in ("pearson", "noise_normalised"):
+                _number(entry[key]["median"])
         list(content["warnings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.InputError(
@@ -324,15 +326,15 @@ def compare(models: Sequence[Model]) -> list[dict[str, Any]]:
         for subject in both:
             _same_voxels(first, other, subject)
             a, b = side(first, subject), side(other, subject)
-            test = significance.compare(a, b, "voxels")
+            test = significance.compare(a.tolist(), b.tolist(), "voxels")
             q = np.nanpercentile(a - b, [25, 75]) if test.num else (math.nan,) * 2
             row = {"p25": float(q[0]), "p75": float(q[1])}
             kinds["voxels"].append(_row(first, other, subject, test) | row)
-        medians = [
+        a, b = (
             [value(model, name, "r").value for name in both] for model in (first, other)
-        ]
+        )
         if both:
-            test = significance.compare(*medians, "subjects")
+            test = significance.compare(a, b, "subjects")
             row = {"p25": math.nan, "p75": math.nan}
             kinds["subjects"].append(_row(first, other, "", test) | row)
     for rows in kinds.values():
