@@ -103,7 +103,9 @@ class Tab:
         size = self.value("[innerWidth, document.documentElement.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": size[0], "height": height or size[1]}
         found = self.call(
-            "Page.captureScreenshot", clip={**clip, "scale": 1}, captureBeyondViewport=True
+            "Page.captureScreenshot",
+            clip={**clip, "scale": 1},
+            captureBeyondViewport=True,
         )
         path.write_bytes(base64.b64decode(found["data"]))
 

@@ -142,9 +142,9 @@ def score_section(metrics: Mapping[str, Any]) -> str:
 
 _SCORE_HEAD = [
     "Voxels",
-    'Correlation r <span class="range">95 %</span>',
+    'Correlation r <span class="range">[95 %]</span>',
     '<span class="range">quartiles</span>',
-    'r / ceiling <span class="range">95 %</span>',
+    'r / ceiling <span class="range">[95 %]</span>',
     '<span class="range">quartiles</span>',
     '<span class="scale"><span>0</span><span>1</span></span>',
     'Significant <span class="range">uncorrected</span>',
@@ -179,13 +179,17 @@ def _of_intervals(metrics: Mapping[str, Any]) -> str:
             f"95 %: bootstrap interval over test images ({listed} draws), the ceiling "
             "held fixed."
         )
-    tests = dict.fromkeys(
-        s["significant"]["test"] for s in subjects if "test" in s.get("significant", {})
-    )
-    if tests:
+    tested = [s["significant"] for s in subjects if "test" in s.get("significant", {})]
+    if tested:
+        counts = sorted({found["permutations"] for found in tested})
+        many = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        kinds = dict.fromkeys(
+            found["test"].replace(f"{found['permutations']} perm", f"{many} perm")
+            for found in tested
+        )
         said.append(
             "Significant: share of voxels with q below .05, beside it that with p "
-            f"below .05 before correction; {pages.escape('; '.join(tests))}."
+            f"below .05 before correction; {pages.escape('; '.join(kinds))}."
         )
     return "".join(f"{line} " for line in said)
 
@@ -208,7 +212,7 @@ def _interval(ends: Sequence[float | None] | None, form: str, factor: float = 1)
     if low is None or high is None or not (pages.defined(low) and pages.defined(high)):
         return ""
     shown = f"{form.format(factor * low)} to {form.format(factor * high)}"
-    return f' <span class="range">{shown}</span>'
+    return f' <span class="range">[{shown}]</span>'
 
 
 def _share_cell(found: Mapping[str, Any] | None) -> str:
@@ -239,8 +243,13 @@ def _range_cell(q: Mapping[str, Any]) -> str:
     )
 
 
-def _with_chance(value: float, chance: float, unit: str = "") -> str:
-    return f'{value:,.1f}{unit} <span class="range">{chance:,.1f}{unit}</span>'
+def _with_chance(
+    value: float, chance: float, unit: str = "", interval: str = ""
+) -> str:
+    """A score, its interval, and what chance would give."""
+    return (
+        f'{value:,.1f}{unit}{interval} <span class="range">{chance:,.1f}{unit}</span>'
+    )
 
 
 def retrieval_section(metrics: Mapping[str, Any]) -> str:
@@ -268,7 +277,7 @@ def retrieval_section(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return "<p>Not computed.</p>"
     head = ["Subject", "Pool of", "Pool"] + [
-        f'{name} <span class="range">chance · 95 %</span>'
+        f'{name} <span class="range">[95 %] chance</span>'
         for name in ("Top-1", "Top-5", "Mean rank", "Median rank", "2AFC")
     ]
     sizes = {
@@ -297,8 +306,12 @@ def _found(found: Mapping[str, Any]) -> list[str]:
     """Pool, top-1, top-5 and ranks of one direction."""
     pool, ci = found["pool"], found.get("ci") or {}
     tops = [
-        _with_chance(100 * found[f"top{k}"], 100 * min(1, k / pool), " %")
-        + _interval(ci.get(f"top{k}"), "{:.1f}", 100)
+        _with_chance(
+            100 * found[f"top{k}"],
+            100 * min(1, k / pool),
+            " %",
+            _interval(ci.get(f"top{k}"), "{:.1f}", 100),
+        )
         for k in (1, 5)
     ]
     ranks = [
@@ -311,7 +324,7 @@ def _chosen(choice: Mapping[str, Any], key: str) -> str:
     if not pages.defined(choice.get(key)):
         return "–"
     ends = (choice.get("ci") or {}).get(key)
-    return _with_chance(100 * choice[key], 50, " %") + _interval(ends, "{:.1f}", 100)
+    return _with_chance(100 * choice[key], 50, " %", _interval(ends, "{:.1f}", 100))
 
 
 def control_section(metrics: Mapping[str, Any]) -> str:
