@@ -146,8 +146,13 @@ def by_subject(models: Sequence[results.Model], pool: str = "all") -> Drawing:
             rows[-1] |= _p_of(tests, model, name)
     caption = [
         f"Medians over the voxels of each subject ({_span(rows, 'voxels')} voxels, "
-        f"{_span(rows, 'test_images')} test pictures); error bars: 95 % interval of a "
-        f"bootstrap over test pictures{_draws(models)}.",
+        f"{_span(rows, 'test_images')} test pictures); "
+        + (
+            "error bars: 95 % interval of a bootstrap over test pictures"
+            f"{_draws(models)}; a bar without one was scored without."
+            if any(math.isfinite(row["r_low"]) for row in rows)
+            else "no error bars: these evaluations made no intervals."
+        ),
         _pool_words(rows, pool, differ),
     ]
     if any(row["seeds"] > 1 for row in rows):
@@ -219,7 +224,7 @@ def by_dataset(models: Sequence[results.Model], pool: str = "all") -> Drawing:
             ]
             for m in models
         }
-        above = [_pool_text(some) if uneven else "" for some in sizes]
+        above = [f"of {_pool_text(some)}" if uneven else "" for some in sizes]
         chance = [_chance(score, max(s)) if len(s) == 1 else math.nan for s in sizes]
         ylabel = f"{label},\npools of different size" if uneven else label
         panels.append(Bars(ylabel, series, chance, above, {}, points))
@@ -269,7 +274,7 @@ def paired_tests(rows: Sequence[dict[str, Any]]) -> Drawing:
             for y, place in enumerate(places):
                 row = of.get((second, place))
                 if row is not None:
-                    _draw_test(ax, k, y, row)
+                    _draw_test(ax, k + 1, y, row)  # colours as in `by_subject`
             ax.axvline(0, color="#888888", linewidth=1, zorder=0)
             ax.set_title(pages.ascii_label(f"against {second}"), fontsize=10)
             ax.set_xlabel(f"{pages.ascii_label(rows[0]['first'])} - other, r")
@@ -285,7 +290,8 @@ def paired_tests(rows: Sequence[dict[str, Any]]) -> Drawing:
         }
         n = {k: " to ".join(f"{x:,}" for x in _ends(v)) for k, v in counts.items()}
         caption = (
-            f"Median difference in correlation r, {rows[0]['first']} minus the other; "
+            f"Median over voxels of the difference in correlation r, "
+            f"{rows[0]['first']} minus the other (not the difference of the medians); "
             "thick: its 95 % interval from order statistics, thin: quartiles over "
             f"voxels. p: Wilcoxon signed-rank test, two-sided, equal values left out, "
             f"over n = {n['voxels']} voxels of each subject, and over n = "
@@ -491,7 +497,7 @@ def _drawn(
 
 def _draw_bars(ax: Any, panel: Bars, names: Sequence[str]) -> None:
     """Bars side by side; colour and hatch tell the series."""
-    wide = 0.8 / len(names)
+    wide = 0.8 / max(2, len(names))
     tops = [0.0]
     for k, name in enumerate(names):
         value, low, high = panel.series[name]
