@@ -147,5 +147,7 @@ def test_hash_of_an_encoder_tells_weights_and_choices_but_not_precision():
         digest(changed("backbone", taps=(1, 2))),
         digest(changed("adapter", alpha=8.0)),
         digest(changed("head", embed_dim=128)),
+        digest(changed("head", position=False)),
+        digest(changed("head", functional="shared")),
     }
-    assert len(others) == 8
+    assert len(others) == 10

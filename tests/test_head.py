@@ -17,8 +17,9 @@ from ubrain_jax.model import head
 L, P, C, E, WIDTH = 3, 9, 8, 12, 16
 
 
-def make(dropout=0.0, remat=False, dtype="float32"):
+def make(dropout=0.0, remat=False, dtype="float32", **choices):
     settings = config.Head(
+        **choices,
         embed_dim=E,
         channels=C,
         mlp_ratio=2,
@@ -59,7 +60,7 @@ def plain_response(w, taps, embedding) -> float:
         )
         q = embedding @ w["query_kernel"][tap] + w["query_bias"][tap]
         bias = np.linspace(-3, 3, E)  # of the released weights; cancels
-        keys = f @ w["key_kernel"][tap] + bias + w["position"]
+        keys = f @ w["key_kernel"][tap] + bias + w.get("position", 0)
         logits = np.array([k @ q for k in keys])
         a = np.exp(logits - logits.max())
         a /= a.sum()
@@ -68,7 +69,8 @@ def plain_response(w, taps, embedding) -> float:
         h = u @ w["fc1_kernel"][tap] + w["fc1_bias"][tap]
         h = h * 0.5 * (1 + scipy.special.erf(h / math.sqrt(2)))
         m = u + h @ w["fc2_kernel"][tap] + w["fc2_bias"][tap]
-        total += (embedding @ w["functional"][tap]) @ m
+        looked = w["functional"][tap]  # (E, C), or (C,) where all voxels share it
+        total += (embedding @ looked if looked.ndim == 2 else looked) @ m
     return float(total)
 
 
@@ -87,9 +89,18 @@ def batched(model, taps, embeddings):
     return jax.vmap(image)(taps, embeddings)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_vmapped_head_equals_a_plain_float64_loop(remat):
-    model = make(remat=remat)
+@pytest.mark.parametrize(
+    ("remat", "choices"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"position": False}),
+        (True, {"functional": "shared"}),
+        (False, {"position": False, "functional": "shared"}),
+    ],
+)
+def test_vmapped_head_equals_a_plain_float64_loop(remat, choices):
+    model = make(remat=remat, **choices)
     taps, embeddings = inputs()
     got = np.asarray(jax.jit(lambda t, e: batched(model, t, e))(taps, embeddings))
     w = weights64(model)
@@ -101,6 +112,29 @@ def test_vmapped_head_equals_a_plain_float64_loop(remat):
     )
     assert want.std() > 0.5
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * want.std())
+
+
+def test_without_positions_moving_the_tokens_changes_nothing():
+    taps, embeddings = inputs()
+    order = np.random.default_rng(3).permutation(P)
+    for kept in (True, False):
+        model = make(position=kept)
+        moved = batched(model, taps[:, :, order], embeddings)
+        same = np.allclose(moved, batched(model, taps, embeddings), atol=1e-4)
+        assert same is not kept
+
+
+def test_choices_of_the_head_change_no_other_initial_weight():
+    def weights(**choices):
+        settings = config.Head(embed_dim=E, channels=C, mlp_ratio=2, **choices)
+        state = nnx.state(head.Head(settings, L, WIDTH, P, jax.random.key(5)))
+        return nnx.to_pure_dict(state)
+
+    plain, changed = weights(), weights(position=False, functional="shared")
+    assert plain.keys() - changed.keys() == {"position"}
+    assert changed["functional"].shape == (L, C)
+    for name in changed.keys() - {"functional"}:
+        np.testing.assert_array_equal(plain[name], changed[name])
 
 
 def test_vmapped_head_equals_a_python_loop_over_voxels_and_images():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ubrain_jax import controls, errors, metrics
-from ubrain_jax.maps import report
+from ubrain_jax.maps import pages, report, report_figures
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -147,8 +147,8 @@ def test_report_holds_scores_chance_figures_and_provenance(tmp_path):
     for text in ("Scored on the shared", '{"seed": 0}', "0.10.1", "n = 58 voxels"):
         assert text in page.text
     images = [a for t, a in page.tags if t == "img"]
-    # Loss, validation, two figures of two subjects; one query with five answers.
-    assert len(images) == 2 + 4 + 6
+    # Loss, validation, three figures of two subjects; one query with five answers.
+    assert len(images) == 2 + 6 + 6
     assert all(a["alt"] for a in images)
 
 
@@ -159,8 +159,8 @@ def test_report_shows_forced_choice_and_controls_with_their_chance(tmp_path):
     entries["sub-a"]["two_afc"]["mean"] = 0.8126
     page = Page(_written(tmp_path, **arguments))
     assert "81.3 % 50.0 %" in page.text
-    assert re.search(r"old\s*40\s*–", page.text)
-    assert "sub-a: mean pattern50.0 % 50.0 %" in page.text
+    assert re.search(r"oldimages by responses40.*–", page.text)
+    assert "sub-a: mean pattern4050.0 % 50.0 %" in page.text
     assert "old: mean pattern" not in page.text
 
 
@@ -261,7 +261,7 @@ def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path):
     assert "loss: 10 values, 3 not finite (gaps)." in page.text
     # The line starts anew after each gap: points 1-3, 5-6, 8 and 10.
     drawing = _svg(page, "loss over training steps")
-    stroke = f'style="fill: none; stroke: {report.BLUE}'
+    stroke = f'style="fill: none; stroke: {pages.BLUE}'
     path = re.search(rf'<path d="([^"]*)" clip-path="[^"]*" {stroke}', drawing)[1]
     assert path.count("M") == 4
 
@@ -319,13 +319,13 @@ def test_a_million_points_are_downsampled_and_the_file_stays_small(tmp_path):
 
 def test_curve_of_means_keeps_values_and_gaps():
     values = np.arange(6001.0)
-    steps, means, width = report._thinned(np.arange(6001), values)
+    steps, means, width = report_figures._thinned(np.arange(6001), values)
     assert width == 4
-    assert len(means) == 1501 <= report.MAX_CURVE_POINTS
+    assert len(means) == 1501 <= report_figures.MAX_CURVE_POINTS
     np.testing.assert_array_equal(means[:-1], steps[:-1] - 0.5)
     assert means[-1] == 6000
     values[5] = np.nan
-    means = report._thinned(np.arange(6001), values)[1]
+    means = report_figures._thinned(np.arange(6001), values)[1]
     assert np.flatnonzero(np.isnan(means)).tolist() == [1]
 
 
@@ -333,7 +333,7 @@ def test_running_mean_equals_a_loop():
     rng = np.random.default_rng(1)
     values = rng.normal(size=80)
     values[[0, 30, 31]] = np.nan
-    ours = report._running_mean(values, 7)
+    ours = report_figures._running_mean(values, 7)
     for i in range(80):
         expected = np.nan
         if np.isfinite(values[i]):
@@ -344,7 +344,7 @@ def test_running_mean_equals_a_loop():
 def test_many_subjects_keep_their_rows_and_say_which_figures_are_left_out(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(report, "MAX_SUBJECT_FIGURES", 2)
+    monkeypatch.setattr(report_figures, "MAX_SUBJECT_FIGURES", 2)
     scores, measured, predicted = _subject("x")
     names = [f"sub-{i:02d}" for i in range(5)]
     entry = _entry(scores, measured, predicted, [])
@@ -383,7 +383,7 @@ def test_report_is_whole_or_absent(tmp_path, monkeypatch):
 
 def test_figures_are_png_files_with_something_in_them(tmp_path):
     arguments = _arguments(names=("a",))
-    files = report.figures(
+    files = report_figures.figures(
         tmp_path, curves=arguments["curves"], subjects=arguments["subjects"]
     )
     assert [f.name for f in files] == [

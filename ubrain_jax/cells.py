@@ -40,9 +40,12 @@ def check(cells: Sequence[Cell]) -> None:
         errors.InputError: If a cell.json cannot be read.
     """
     faults = []
+    # A setting that is newer than a cell had its default there.
+    defaults = _flat(config.to_dict(config.Experiment()))
     for cell in cells:
         old = (_read(cell) or {}).get("settings", cell.settings)
         before, now = _flat(old), _flat(cell.settings)
+        before = {k: defaults[k] for k in now.keys() & defaults.keys()} | before
         faults += [
             f"{cell.folder.name}: {key} was {before.get(key)!r}, is {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
@@ -126,7 +129,7 @@ class Trainer:
         run = experiments.prepare_run(experiment, self._devices)
         if self._first is None:
             self._first = run
-        elif run.provenance == self._first.provenance:
+        elif _network(run) == _network(self._first):
             # One backbone on the device, whichever runs the programs remember.
             frozen = self._first.parts.frozen
             run = run._replace(parts=run.parts._replace(frozen=frozen))
@@ -138,6 +141,13 @@ class Trainer:
         params, step = train.chosen_weights(run, state, str(folder))
         predictor = programs.predictor.of(run)
         return evaluate.evaluate(run, params, str(folder), step, predictor)
+
+
+def _network(run: experiments.Run) -> Any:
+    """What the weights of the frozen network depend on: blocks after the last tap are
+    not read, and positions are made for the size of the pictures."""
+    settings = run.experiment.backbone
+    return run.provenance, settings.taps[-1], settings.image_px, settings.dtype
 
 
 def _shape(run: experiments.Run) -> Any:

@@ -17,7 +17,6 @@ ARMS = {
 
 Key = tuple[str, str]  # arm, subject
 Scores = dict[Key, list[studies.Score]]
-_NO_VOXELS = studies.VoxelTest(0, 0, 0, math.nan, math.nan, math.nan)
 
 
 class Study(NamedTuple):
@@ -125,7 +124,7 @@ def compare_over_subjects(study: Study, scores: Scores) -> list[dict[str, Any]]:
         if few.num < studies.RANKS_FROM:
             few = few._replace(test="", p=math.nan)
         names.append({"first": a, "second": b})
-        pairs.append((_NO_VOXELS, few))
+        pairs.append((studies.NO_VOXELS, few))
     rows = studies.comparison_rows(pairs, "subjects")
     return [{**name, **row} for name, row in zip(names, rows, strict=True)]
 

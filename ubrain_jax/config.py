@@ -93,6 +93,11 @@ class Head:
     # Hidden width of the MLP over channels.
     mlp_ratio: int = 4
     dropout: float = 0.25
+    # A learned vector for each token is added to the keys of the spatial attention.
+    position: bool = True
+    # What weighs taps and channels: 'embedding', each voxel by its own, or 'shared',
+    # one weight for all voxels, which then differ in where they look alone.
+    functional: str = "embedding"
     # 'bfloat16' or 'float32', for products; softmax and sums are float32.
     dtype: str = "bfloat16"
     # Recompute one tap at a time in the backward pass instead of keeping it.
@@ -450,6 +455,7 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("backbone.remat", e.backbone.remat, ("none", "cheap", "full")),
                 ("adapter.kind", e.adapter.kind, ("lora", "residual", "none")),
                 ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
+                ("head.functional", e.head.functional, ("embedding", "shared")),
                 ("loss.kind", e.loss.kind, ("paper", "released")),
                 (
                     "optim.schedule",

@@ -32,6 +32,8 @@ from ubrain_jax import (
     errors,
     experiments,
     metrics,
+    ranks,
+    results,
     scoring,
     sharding,
     watch,
@@ -217,7 +219,7 @@ def score_subject(
     bootstraps: int = 0,
     permutations: int = 0,
     pools: Mapping[str, np.ndarray] | None = None,
-) -> tuple[xarray.Dataset, dict[str, Any], metrics.Retrieval]:
+) -> tuple[xarray.Dataset, dict[str, Any], ranks.Ranks]:
     """Per-voxel table and its summary for one subject.
 
     Args:
@@ -230,7 +232,7 @@ def score_subject(
         pools: Some of the pictures, (M,) bool, in which they are sought too.
 
     Returns:
-        Table over voxels; the subject's entry of metrics.json; retrieval.
+        Table over voxels; the subject's entry of metrics.json; what each pattern found.
     """
     ceiling = metrics.noise_ceiling(subject.ncsnr, subject.repeats[samples])
     regions = dict(zip(subject.roi_names, subject.roi.T, strict=True))
@@ -253,10 +255,12 @@ def score_subject(
         **scoring.patterns(similarity, bootstraps, pools or {}),
         "controls": controls.scores_in(similarity, measured, predicted),
         "num_test_images": len(samples),
+        "num_train_images": len(subject.samples("train")),
+        "num_val_images": len(subject.samples("val")),
         "num_voxels": subject.num_voxels,
         "dataset": subject.attrs.get("dataset"),
     }
-    return table, summary, metrics.retrieval_in(similarity)
+    return table, summary, ranks.make(similarity)
 
 
 class Job(NamedTuple):
@@ -401,6 +405,8 @@ def score_predictions(
         told = {k: v for k, v in job.marks.items() if k != "model"}
         table.attrs.update(told, warnings=job.warnings)
         crowd.write_xarray(table, out / "voxels" / f"{subject.name}.zarr")
+        ids = [job.stores.image_id[row] for row in subject.image[samples]]
+        ranks.write(out, subject.name, ids, found)
         summaries[subject.name] = summary
         warnings += [
             f"note: a control of {subject.name} is above chance, so its retrieval and "
@@ -429,6 +435,8 @@ def score_predictions(
         }
     )
     whole.write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
+    about = results.About(job.title, job.shown, job.provenance)
+    results.write_about(out, about)
     report.write(
         out / "report.html",
         title=job.title,
@@ -497,7 +505,7 @@ def _queries(
     samples: np.ndarray,
     measured: np.ndarray,
     predicted: np.ndarray,
-    found: metrics.Retrieval,
+    found: ranks.Ranks,
 ) -> list[report.Retrieved]:
     """Test pictures, evenly over the ranks from best to worst, and their matches."""
     count = min(job.settings.report_queries, len(samples))

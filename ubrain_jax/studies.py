@@ -98,6 +98,10 @@ class PairTest(NamedTuple):
     p: float
 
 
+# Where nothing is compared voxel by voxel.
+NO_VOXELS = VoxelTest(0, 0, 0, math.nan, math.nan, math.nan)
+
+
 def read_score(folder: str | os.PathLike, subject: str) -> Score:
     """A subject's scores from the metrics.json of a finished cell.
 

@@ -347,9 +347,11 @@ class UniversalEncoder:
                 elsewhere[here, some] = weights[..., ~on_grid].sum(-1)
                 added[here, some] = own
             done += len(ids)
-        functional = np.einsum(
-            "ve,lec->vlc", rows, np.asarray(self._bundle.shared["head"]["functional"])
-        )
+        weights = np.asarray(self._bundle.shared["head"]["functional"])
+        if weights.ndim == 2:  # the same for all voxels (head.functional 'shared')
+            functional = np.repeat(weights[None], len(rows), axis=0)
+        else:
+            functional = np.einsum("ve,lec->vlc", rows, weights)
         total = np.abs(functional).sum((1, 2), keepdims=True)
         share = np.divide(
             np.abs(functional), total, out=np.zeros_like(functional), where=total > 0

@@ -15,9 +15,10 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
 from ubrain_jax import whole
-from ubrain_jax.maps import report
+from ubrain_jax.maps import pages
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
@@ -68,7 +69,7 @@ def lines(
         errors.OutputError: If a file cannot be written.
     """
     names = _names(panels)
-    with matplotlib.rc_context(report.STYLE):
+    with matplotlib.rc_context(pages.STYLE):
         fig, axes = _figure(panels, 4.4 * len(panels), 4.0)
         for ax, panel in zip(axes, panels, strict=True):
             for name, (mean, sd) in panel.series.items():
@@ -83,7 +84,7 @@ def lines(
             ax.set_xlim(min(counts) / 1.15, max(counts) * 1.15)
             ax.set_xlabel(xlabel)
         _finish(fig, axes, panels, names, caption)
-        _save(fig, stem)
+        save(fig, stem)
 
 
 def groups(
@@ -107,7 +108,7 @@ def groups(
     """
     names = _names(panels)
     width = min(max(5.0, 2.0 + 0.22 * len(places) * (len(names) + 1)), 24)
-    with matplotlib.rc_context(report.STYLE):
+    with matplotlib.rc_context(pages.STYLE):
         fig, axes = _figure(panels, width, 2.6 * len(panels) + 0.8, below=True)
         for ax, panel in zip(axes, panels, strict=True):
             for name, (mean, sd) in panel.series.items():
@@ -120,13 +121,13 @@ def groups(
             ax.set_xlim(-0.5, len(places) - 0.5)
         axes[-1].set_xticks(
             range(len(places)),
-            [report.ascii_label(p) for p in places],
+            [pages.ascii_label(p) for p in places],
             rotation=0 if len(places) < 4 else 35,
             ha="center" if len(places) < 4 else "right",
         )
         axes[-1].set_xlabel(xlabel)
         _finish(fig, axes, panels, names, caption)
-        _save(fig, stem)
+        save(fig, stem)
 
 
 def _names(panels: Sequence[Panel]) -> list[str]:
@@ -149,7 +150,7 @@ def _draw(ax: Any, k: int, x: Any, mean: Any, sd: Any, *, joined: bool) -> None:
         x,
         np.asarray(mean, float),
         np.nan_to_num(np.asarray(sd, float)),
-        color=_COLOURS[k % len(_COLOURS)],
+        color=COLOURS[k % len(COLOURS)],
         marker=_MARKERS[k % len(_MARKERS)],
         linestyle=_LINES[k % len(_LINES)] if joined else "none",
         linewidth=1.6,
@@ -178,9 +179,9 @@ def _finish(
         handles = {**drawn, **handles}
         if panel.level is not None:
             mean, sd, name = panel.level
-            line = ax.axhline(mean, color=report.INK, linewidth=1, linestyle="--")
+            line = ax.axhline(mean, color=pages.INK, linewidth=1, linestyle="--")
             if np.isfinite(sd):
-                ax.axhspan(mean - sd, mean + sd, color=report.INK, alpha=0.1, lw=0)
+                ax.axhspan(mean - sd, mean + sd, color=pages.INK, alpha=0.1, lw=0)
             handles.setdefault(name, line)
         if panel.chance is not None:
             line = ax.axhline(panel.chance, color="#888888", linewidth=1, linestyle=":")
@@ -188,15 +189,20 @@ def _finish(
     order = [*names, *(n for n in handles if n not in names)]
     fig.legend(
         [handles[n] for n in order],
-        [report.ascii_label(n) for n in order],
+        [pages.ascii_label(n) for n in order],
         loc="outside upper center",
         ncols=min(len(order), max(2, int(fig.get_figwidth() / 1.4))),
     )
-    wide = textwrap.fill(caption, int(fig.get_figwidth() * 15))
+    write_caption(fig, caption)
+
+
+def write_caption(fig: mpl_figure.Figure, text: str) -> None:
+    """Text below all panels, in lines as wide as the figure."""
+    wide = textwrap.fill(pages.ascii_label(text), int(fig.get_figwidth() * 15))
     fig.supxlabel(wide, fontsize=8.5, color="#555555", x=0.01, ha="left")
 
 
-def _save(fig: mpl_figure.Figure, stem: pathlib.Path) -> None:
+def save(fig: mpl_figure.Figure, stem: pathlib.Path) -> None:
     """NAME.png and NAME.svg, each whole or not at all."""
     # Without a date the same figure is the same bytes.
     for ending, marks in (("png", None), ("svg", {"Date": None})):

@@ -88,6 +88,8 @@ def encoder_sha256(
         **({} if backbone.drop == "registers" else {"drop": backbone.drop}),
         "adapter": dataclasses.asdict(experiment.adapter),
         "head": [head.embed_dim, head.channels, head.mlp_ratio],
+        **({} if head.position else {"position": False}),
+        **({} if head.functional == "embedding" else {"functional": head.functional}),
         "shared": tree_sha256(shared),
     }
     text = json.dumps(choices, sort_keys=True, default=dict)

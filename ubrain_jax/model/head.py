@@ -84,12 +84,17 @@ class Head(nnx.Module):
         self.query_kernel, self.query_bias = linear(e, e)
         # Without a bias: it would shift all logits alike and change nothing.
         self.key_kernel, _ = linear(c, e)
-        self.position = normal(num_tokens, e)  # one for all taps
+        position = normal(num_tokens, e)  # one for all taps
+        # Drawn either way, so that the other weights do not depend on the choice.
+        self.has_position = settings.position
+        if self.has_position:
+            self.position = position
         self.norm_scale = nnx.Param(jnp.ones((num_taps, c)))
         self.norm_bias = nnx.Param(jnp.zeros((num_taps, c)))
         self.fc1_kernel, self.fc1_bias = linear(c, hidden)
         self.fc2_kernel, self.fc2_bias = linear(hidden, c)
-        self.functional = normal(num_taps, e, c)
+        self.is_shared = settings.functional == "shared"
+        self.functional = normal(num_taps, *(() if self.is_shared else (e,)), c)
 
     def _dot(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """Product in the head's dtype, summed and returned in float32."""
@@ -120,12 +125,13 @@ class Head(nnx.Module):
         """Where one voxel looks: features (P, C) of one tap, (E,) -> weights (P,).
 
         softmax over tokens of (K q), without 1 / sqrt(E); q = e Wq + bq and
-        K = F Wk + position (a bias of K would cancel in the softmax). K Wq^T is made
-        first: it does not depend on the voxel, so under vmap it is made once for
-        each image.
+        K = F Wk + position, where there is one (a bias of K would cancel in the
+        softmax). K Wq^T is made first: it does not depend on the voxel, so under vmap
+        it is made once for each image.
         """
         keys = self._dot(features, self.key_kernel[tap])  # (P, E)
-        keys = keys + self.position[...]
+        if self.has_position:
+            keys = keys + self.position[...]
         folded = self._dot(keys, self.query_kernel[tap].T)  # (P, E)
         shift = self._dot(keys, self.query_bias[tap])  # (P,)
         return jax.nn.softmax(self._dot(folded, embedding) + shift)
@@ -154,6 +160,8 @@ class Head(nnx.Module):
 
     def functional_attention(self, tap: Any, embedding: jax.Array) -> jax.Array:
         """At what one voxel looks in a tap: (E,) -> signed weights (C,)."""
+        if self.is_shared:
+            return self.functional[tap]
         return self._dot(embedding, self.functional[tap])
 
     def look(self, features: jax.Array, embedding: jax.Array) -> tuple:
