@@ -94,22 +94,42 @@ def test_each_row_is_the_test_of_scipy_with_holms_correction(three, tmp_path):
 def test_a_baseline_that_wins_is_said_to_win(three, tmp_path):
     page = baseline_results.write(three, tmp_path / "out", ("mine", "ridge", "fwrf"))
     assert (tmp_path / "out/baselines.md").read_text() == page
-    assert "- ridge wins against mine in 1 of 2 subjects." in page
+    told = (
+        "- Voxel by voxel, ridge wins against mine in 1 of 2 subjects and loses in 1."
+    )
+    assert told in page
+    assert "- Higher than mine in top-1: ridge in 1 of 2 subjects." in page
+    assert "- Higher than mine in 2AFC: none." in page
+    assert "- Higher than mine in median r: ridge in 1 of 2" in page
     [a] = [line for line in page.splitlines() if line.startswith("- a: mine")]
     assert "loses to ridge" in a
     assert "is not told apart from fwrf" in a
     [b] = [line for line in page.splitlines() if line.startswith("- b: mine")]
     assert "beats ridge" in b
-    assert "- a: in top-1 ridge is highest (0.600; mine 0.500)." in page
     assert "No brain \\| was measured." in page
     assert "too few" in page
 
 
-def test_where_no_baseline_wins_that_is_said(three, tmp_path):
-    page = baseline_results.write([three[1], three[2]], tmp_path / "out")
-    assert "fwrf on taps 1, 2 wins against ridge on taps 1, 2 in 1 of 2" in page
+def test_a_win_needs_the_ranks_and_the_median_on_its_side(three, tmp_path):
+    """Many small differences one way and some large ones the other are no win."""
+    for name in ("a", "b"):
+        path = three[2] / "voxels" / f"{name}.zarr"
+        table = xarray.open_zarr(path).load()
+        r = r_of(three[0], name)
+        table["pearson"] = "voxel", np.where(np.arange(VOXELS) < 34, r - 0.001, r + 0.3)
+        crowd.write_xarray(table, path)
+    rows = baseline_results.compare(baseline_results.read([three[0], three[2]]))
+    [a, _] = [r for r in rows if r["model"] != "encoder"]
+    assert a["first_minus_this"] > 0
+    assert a["rank_biserial"] < 0
+    difference = r_of(three[0], "a") - r_of(three[2], "a")
+    difference = difference[1:]
+    found = stats.wilcoxon(difference, alternative="greater").statistic
+    ranks = VOXELS * (VOXELS - 1) / 2
+    assert a["rank_biserial"] == pytest.approx(2 * found / ranks - 1)
+    assert a["p_holm"] < 0.05
     page = baseline_results.write([three[0], three[2]], tmp_path / "out")
-    assert "No other model wins against encoder." in page
+    assert "wins against encoder in 0 of 2 subjects and loses in 0." in page
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Scores of an encoder's bundle and of predictions of any program."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import xarray
-from absl import flags
-from absl.testing import flagsaver
 
 from ubrain_jax import (
     crowd,
@@ -22,6 +23,7 @@ from ubrain_jax import (
     universal,
 )
 
+ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("t-subj01", "t-subj02")
 
 
@@ -41,16 +43,8 @@ def workdir(tiny, tmp_path_factory):
 def pictures(store, tmp_path_factory):
     """What --write_pictures leaves: images.npy and ids.txt."""
     out = tmp_path_factory.mktemp("pictures") / "here"
-    run_command(f"--crowd={store}", f"--write_pictures={out}")
+    score.answer(score.Asked([store], write_pictures=str(out)))
     return out
-
-
-def run_command(*words) -> None:
-    if "crowd" not in flags.FLAGS:
-        score.define_flags()
-    with flagsaver.flagsaver():
-        flags.FLAGS(["score", *words])
-        assert score.main(["score"]) == 0
 
 
 def assert_same_scores(found, workdir, atol=2e-5):
@@ -73,11 +67,8 @@ def assert_same_scores(found, workdir, atol=2e-5):
     return want
 
 
-@pytest.mark.parametrize("inside", ["", "encoder"])
-def test_a_bundle_has_the_scores_of_its_run(inside, store, workdir, tmp_path):
-    run_command(
-        f"--crowd={store}", f"--encoder={workdir / inside}", f"--out={tmp_path}"
-    )
+def test_a_bundle_has_the_scores_of_its_run(store, workdir, tmp_path):
+    score.answer(score.Asked([store], encoder=str(workdir), out=str(tmp_path)))
     found = json.loads((tmp_path / "metrics.json").read_text())
     want = assert_same_scores(found, workdir)
     for key in ("step", "config_sha256", "warnings"):
@@ -98,12 +89,9 @@ def test_predictions_of_predict_have_the_scores_of_the_run(
     for name in NAMES:
         file = tmp_path / "given" / f"{name}{ending}"
         predict.to_file(encoder, str(pictures / "images.npy"), file, subject=name)
-    run_command(
-        f"--crowd={store}",
-        f"--predictions={tmp_path / 'given'}",
-        f"--ids={pictures / 'ids.txt'}",
-        f"--out={tmp_path / 'out'}",
-    )
+    given, ids = str(tmp_path / "given"), str(pictures / "ids.txt")
+    out = str(tmp_path / "out")
+    score.answer(score.Asked([store], predictions=given, ids=ids, out=out))
     found = json.loads((tmp_path / "out/metrics.json").read_text())
     assert_same_scores(found, workdir)
     assert found["model"]["kind"] == "predictions"
@@ -247,7 +235,39 @@ def test_test_pictures_that_the_encoder_was_trained_on_are_refused(
         score.of_encoder(stores, str(workdir))
 
 
-@pytest.mark.parametrize("words", [[], ["--encoder=a", "--predictions=b"]])
-def test_one_thing_is_scored_at_a_time(words, store):
-    with pytest.raises(errors.ConfigError, match="one of them"):
-        run_command(f"--crowd={store}", "--out=x", *words)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"out": "x"}, "0 given; expected one of them"),
+        ({"out": "x", "encoder": "a", "predictions": "b"}, "2 given"),
+        ({"encoder": "a"}, "--out: not given; expected it with --encoder"),
+        ({"out": "x", "write_pictures": "a"}, "--out: given; expected no such flag"),
+        ({"out": "x", "encoder": "a", "ids": "b"}, "--ids: given; expected no such"),
+        ({"out": "x", "predictions": "a", "backbone": "b"}, "Leave out --backbone"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(given, words, store):
+    with pytest.raises(errors.ConfigError, match=words):
+        score.answer(score.Asked([store], **given))
+
+
+@pytest.mark.slow
+def test_the_command_scores_and_says_what_is_wrong_in_a_line(store, workdir, tmp_path):
+    def command(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "ubrain_jax.score", f"--crowd={store}", *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=240,
+            check=False,
+        )
+
+    done = command(f"--encoder={workdir}", f"--out={tmp_path / 'a'}")
+    assert done.returncode == 0, done.stderr
+    assert "t-subj02" in done.stdout
+    wrong = command(f"--predictions={tmp_path / 'none'}", f"--out={tmp_path / 'b'}")
+    assert wrong.returncode == errors.EXIT_MISSING_INPUT
+    assert wrong.stderr.startswith("error: ")
+    assert "no such file or folder" in wrong.stderr
+    assert not (tmp_path / "b").exists()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from ubrain_jax import errors, significance, studies, whole
 from ubrain_jax.maps import tables
@@ -191,6 +192,7 @@ def compare(models: Sequence[Model]) -> list[dict[str, Any]]:
             test = significance.compare(
                 first.pearson.values, other.pearson.values, "voxels"
             )
+            difference = first.pearson.values - other.pearson.values
             same = model is models[0]
             row |= {
                 "first_minus_this": math.nan if same else test.median_difference,
@@ -198,6 +200,7 @@ def compare(models: Sequence[Model]) -> list[dict[str, Any]]:
                 "difference_high": math.nan if same else test.high,
                 "compared": 0 if same else test.num,
                 "first_better": 0 if same else test.better,
+                "rank_biserial": rank_biserial(difference),
                 "p_wilcoxon": math.nan if same else test.p,
             }
             rows.append(row)
@@ -236,47 +239,85 @@ def over_subjects(
 
 
 def verdicts(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Who wins each subject, in words; a tie where the test says nothing."""
-    lines, first = [], models[0].name
-    wins: dict[str, list[str]] = {}
-    for subject in models[0].subjects:
-        own = [r for r in rows if r["subject"] == subject]
-        base, others = own[0], own[1:]
-        better = [
-            r for r in others if r["p_holm"] < 1 - LEVEL and r["first_minus_this"] < 0
-        ]
-        for row in better:
-            wins.setdefault(row["model"], []).append(subject)
-        worse = [
-            r for r in others if r["p_holm"] < 1 - LEVEL and r["first_minus_this"] > 0
-        ]
-        even = [r for r in others if r not in better and r not in worse]
+    """Who wins, in words: first over all subjects, then for each.
+
+    By the test a model wins where p is below .05 and both the median and the ranks of
+    the differences are on its side. Scores that are higher without that are told too.
+    """
+    first, subjects = models[0].name, list(models[0].subjects)
+    own = {s: [r for r in rows if r["subject"] == s] for s in subjects}
+    lines = []
+    for model in models[1:]:
+        mine = [r for r in rows if r["model"] == model.name]
+        won = sum(_side(r) < 0 for r in mine)
+        lost = sum(_side(r) > 0 for r in mine)
+        lines.append(
+            f"Voxel by voxel, {model.name} wins against {first} in {won} of "
+            f"{len(subjects)} subjects and loses in {lost}."
+        )
+    for score, title in TITLES.items():
+        higher = {
+            model.name: sum(
+                _shown(r[score]) > _shown(own[r["subject"]][0][score])
+                for r in rows
+                if r["model"] == model.name
+            )
+            for model in models[1:]
+        }
+        told = [f"{n} in {k} of {len(subjects)}" for n, k in higher.items() if k]
+        what = f"Higher than {first} in {title}: "
+        lines.append(what + ("; ".join(told) + " subjects." if told else "none."))
+    for subject in subjects:
         parts = []
-        for some, verb in (
-            (better, "loses to"),
-            (worse, "beats"),
-            (even, "is not told apart from"),
+        for side, verb in (
+            (-1, "loses to"),
+            (1, "beats"),
+            (0, "is not told apart from"),
         ):
+            some = [r for r in own[subject][1:] if _side(r) == side]
             if some:
-                listed = ", ".join(
-                    f"{r['model']} ({tables.number(r['median_r'])})" for r in some
-                )
-                parts.append(f"{verb} {listed}")
-        text = f"{subject}: {first} ({tables.number(base['median_r'])}) "
-        lines.append(text + "; ".join(parts) + ".")
-        for score, title in (("top1", "top-1"), ("two_afc", "2AFC")):
-            best = max(own, key=lambda r, s=score: r[s] if r[s] == r[s] else -1)
-            if best[score] > base[score]:
-                lines.append(
-                    f"{subject}: in {title} {best['model']} is highest "
-                    f"({best[score]:.3f}; {first} {base[score]:.3f})."
-                )
-    every = len(models[0].subjects)
-    first_lines = [
-        f"{name} wins against {first} in {len(some)} of {every} subjects."
-        for name, some in wins.items()
-    ]
-    return (first_lines or [f"No other model wins against {first}."]) + lines
+                scores = (f"{r['model']} ({_shown(r['median_r']):.3f})" for r in some)
+                parts.append(f"{verb} {', '.join(scores)}")
+        score = _shown(own[subject][0]["median_r"])
+        lines.append(f"{subject}: {first} ({score:.3f}) {'; '.join(parts)}.")
+    return lines
+
+
+TITLES = {"median_r": "median r", "top1": "top-1", "two_afc": "2AFC"}
+
+
+def _shown(score: float) -> float:
+    """A score as the table shows it; one that is undefined is below all."""
+    return round(score, 3) if math.isfinite(score) else -2.0
+
+
+def _side(row: dict[str, Any]) -> int:
+    """1 where the first is better by the test, -1 where this one is, 0 otherwise."""
+    if not row["p_holm"] < 1 - LEVEL:
+        return 0
+    signs = np.sign(row["first_minus_this"]), np.sign(row["rank_biserial"])
+    return int(signs[0]) if signs[0] == signs[1] else 0
+
+
+def rank_biserial(difference: np.ndarray) -> float:
+    """Effect size of the signed-rank test: (W+ - W-) / (W+ + W-), in [-1, 1].
+
+    Args:
+        difference: (V,); NaN and 0 are left out.
+
+    Returns:
+        1 if every difference is positive; NaN if there is none.
+
+    Example:
+        >>> rank_biserial(np.array([1.0, 2.0, -3.0, 0.0]))
+        0.0
+
+    References:
+        Kerby 2014, Comprehensive Psychology 3: 1.
+    """
+    some = difference[np.isfinite(difference) & (difference != 0)]
+    ranks = scipy.stats.rankdata(np.abs(some))
+    return float(np.sum(ranks * np.sign(some)) / ranks.sum()) if len(some) else math.nan
 
 
 def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
@@ -294,6 +335,7 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
             tables.number(row["worst_control_two_afc"]),
             _difference(row),
             f"{row['first_better']} of {row['compared']}" if row["compared"] else "",
+            tables.signed(row["rank_biserial"]),
             tables.p_value(row["p_holm"]),
         ]
         for row in rows
@@ -309,6 +351,7 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
         "worst control",
         "first - this [95 % CI]",
         "first better in",
+        "rank-biserial",
         "p (Holm)",
     ]
     missing = any(not math.isfinite(row["median_r_low"]) for row in rows)
@@ -340,7 +383,9 @@ def _page(models: Sequence[Model], rows: Sequence[dict[str, Any]]) -> str:
         "signed-rank test over the voxels of a subject, two-sided, equal values left "
         "out, Holm's correction over all rows. **Neighbouring voxels are not "
         "independent, so p is too small**: read the size of the difference first. A "
-        "model beats another here where p is below .05. worst control: the forced "
+        "model wins where p is below .05 and median and ranks of the differences "
+        "agree. rank-biserial: the effect size of that test, 1 where the first is "
+        "better in every voxel, -1 where this one is. worst control: the forced "
         "choice of shuffled voxels, the mean pattern or wrong images that is farthest "
         "from chance, 0.5.",
     ]

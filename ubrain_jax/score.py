@@ -12,6 +12,7 @@ report.html. The last form writes the test pictures (images.npy) and their ids
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -239,32 +240,69 @@ def define_flags() -> None:
     flags.DEFINE_string("write_pictures", None, "Folder for pictures to predict.")
 
 
+class Asked(NamedTuple):
+    """What the flags say; see `define_flags`."""
+
+    crowd: Sequence[str]
+    subjects: Sequence[str] = ()
+    out: str | None = None
+    encoder: str | None = None
+    backbone: str | None = None
+    predictions: str | None = None
+    ids: str | None = None
+    write_pictures: str | None = None
+
+
+def answer(asked: Asked) -> dict[str, Any] | None:
+    """Does what was asked; returns the content of metrics.json, if there is one.
+
+    Raises:
+        errors.ConfigError: If not one thing was asked for, or flags do not fit.
+        errors.InputError: If what is given cannot be used.
+    """
+    ways = ("encoder", "predictions", "write_pictures")
+    chosen = [name for name in ways if getattr(asked, name)]
+    if len(chosen) != 1:
+        raise errors.ConfigError(
+            ", ".join(f"--{name}" for name in ways),
+            "",
+            f"{len(chosen)} given",
+            "one of them",
+            "Say what is scored, or where the pictures go.",
+        )
+    needs = {"out": chosen != ["write_pictures"]}
+    allowed = {"backbone": "encoder", "ids": "predictions", "out": ""}
+    for name, way in allowed.items():
+        given, fits = getattr(asked, name), needs.get(name, [way] == chosen)
+        if (given and not fits) or (needs.get(name) and not given):
+            raise errors.ConfigError(
+                f"--{name}",
+                "",
+                "given" if given else "not given",
+                f"{'it' if fits else 'no such flag'} with --{chosen[0]}",
+                f"{'Pass' if fits else 'Leave out'} --{name}.",
+            )
+    stores = crowd.open_crowd(tuple(asked.crowd), tuple(asked.subjects))
+    if asked.write_pictures:
+        count = write_pictures(stores, asked.write_pictures)
+        print(f"wrote {count} pictures and their ids to {asked.write_pictures}")
+        return None
+    if asked.encoder:
+        model = of_encoder(stores, asked.encoder, asked.backbone)
+    else:
+        model = of_predictions(stores, str(asked.predictions), asked.ids)
+    return run(stores, model, str(asked.out))
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     cluster.refuse_several("python -m ubrain_jax.score")
     values = flags.FLAGS
     errors.check_flags(argv, values["crowd"])
-    ways = ("encoder", "predictions", "write_pictures")
-    asked = [name for name in ways if values[name].value]
-    if len(asked) != 1:
-        raise errors.ConfigError(
-            ", ".join(f"--{name}" for name in ways),
-            "",
-            f"{len(asked)} given",
-            "one of them",
-            "Say what is scored, or where the pictures go.",
-        )
-    stores = crowd.open_crowd(tuple(values.crowd), tuple(values.subjects))
-    if asked == ["write_pictures"]:
-        count = write_pictures(stores, values.write_pictures)
-        print(f"wrote {count} pictures and their ids to {values.write_pictures}")
+    told: dict[str, Any] = {name: values[name].value for name in Asked._fields}
+    result = answer(Asked(**told))
+    if result is None:
         return 0
-    errors.check_flags(argv, values["out"])
-    if asked == ["encoder"]:
-        model = of_encoder(stores, values.encoder, values.backbone)
-    else:
-        model = of_predictions(stores, values.predictions, values.ids)
-    result = run(stores, model, values.out)
     print(report.score_table(result))
     for line in result["warnings"]:
         print(f"note: {line}")
