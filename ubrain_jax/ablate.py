@@ -1,7 +1,8 @@
 """An ablation study: one setting changed at a time, and what that does to the scores.
 
-    python -m ubrain_jax.ablate --config=configs/ablations.py --workdir=runs/abl \\
-        --seeds=0,1,2 --config.data.crowd=nsd.zarr [--only=position-off,embed-64]
+    python -m ubrain_jax.ablate --config=configs/ablations.py \\
+        --workdir=runs/ablations --seeds=0,1,2 --config.data.crowd=nsd.zarr \\
+        [--only=position-off,embed-64]
 
 The config file has `get_config()`, the run that is changed, and `sweep()`, which yields
 a name and the keys that it changes. Each change and seed is a run in a folder of its

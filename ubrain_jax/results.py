@@ -23,9 +23,9 @@ POOLS = ("all", *scoring.POOLS)
 SCORES = {
     "r": "median correlation r over voxels",
     "r_ceiling": "median r / ceiling over voxels",
-    "top1": "pictures ranked first (top-1, %)",
-    "top5": "pictures ranked fifth or better (top-5, %)",
-    "two_afc": "two-way forced choice (2AFC, %)",
+    "top1": "found first (top-1, %)",
+    "top5": "among best five (top-5, %)",
+    "two_afc": "forced choice (2AFC, %)",
 }
 _RERUN = "Run python -m ubrain_jax.main --mode=evaluate for it again."
 
@@ -236,17 +236,27 @@ def check(models: Sequence[Model]) -> None:
         runs = [run for m in models for run in m.runs.get(subject, [])]
         first = runs[0]
         for run in runs[1:]:
-            for key in ("num_voxels", "num_test_images"):
-                one, other = run.subjects[subject][key], first.subjects[subject][key]
-                if one != other:
+            one, other = (_sizes(r.subjects[subject]) for r in (run, first))
+            for key in (k for k in one if k in other):
+                if one[key] != other[key]:
                     raise errors.InputError(
                         run.folder / "metrics.json",
                         f"subjects.{subject}.{key}",
-                        str(one),
-                        f"{other}, as in {first.folder}",
+                        str(one[key]),
+                        f"{other[key]}, as in {first.folder}",
                         "Score the same store: top-1 among other numbers of pictures "
                         "and medians over other voxels do not compare.",
                     )
+
+
+def _sizes(entry: dict[str, Any]) -> dict[str, int]:
+    """What must be the same in all models of a subject, where they have it."""
+    sizes = {key: entry[key] for key in ("num_test_images", "num_voxels")}
+    if entry.get("retrieval"):
+        sizes["retrieval.pool"] = entry["retrieval"]["pool"]
+    for name, found in entry.get("retrieval_pools", {}).items():
+        sizes[f"retrieval_pools.{name}.pool"] = found["pool"]
+    return sizes
 
 
 def warnings_of(models: Sequence[Model]) -> list[str]:

@@ -95,12 +95,15 @@ def shown(key: str, value: Any) -> str:
     return str(value)
 
 
-def by_subject(models: Sequence[results.Model], pool: str = "all") -> Drawing:
+def by_subject(
+    models: Sequence[results.Model], pool: str = "all", *, captioned: bool = True
+) -> Drawing:
     """Every score of every model for each subject (the paper's Fig. 4).
 
     Args:
         models: The first is tested against each other one, over voxels.
         pool: One of `results.POOLS`, for top-1 and top-5.
+        captioned: Draw the caption too.
 
     Raises:
         errors.ConfigError: If no subject has that pool.
@@ -131,7 +134,7 @@ def by_subject(models: Sequence[results.Model], pool: str = "all") -> Drawing:
         }
         panels.append(
             Bars(
-                f"{label},\npools of different size" if uneven else label,
+                f"{label},\npools differ in size" if uneven else label,
                 values,
                 [_chance(score, size) for size in pools],
                 [f"of {size:,}" if uneven and size else "" for size in pools],
@@ -164,7 +167,9 @@ def by_subject(models: Sequence[results.Model], pool: str = "all") -> Drawing:
             f"two-sided, p < {ALPHA} after Holm's correction for {num} "
             f"comparison{'s' * (num > 1)}. {_NOT_INDEPENDENT}"
         )
-    return _drawn(panels, subjects, "subject", " ".join(caption), rows)
+    text = " ".join(caption)
+    fig = _figure(panels, subjects, "subject", text if captioned else "")
+    return Drawing(fig, text, rows)
 
 
 def by_dataset(models: Sequence[results.Model], pool: str = "all") -> Drawing:
@@ -226,7 +231,7 @@ def by_dataset(models: Sequence[results.Model], pool: str = "all") -> Drawing:
         }
         above = [f"of {_pool_text(some)}" if uneven else "" for some in sizes]
         chance = [_chance(score, max(s)) if len(s) == 1 else math.nan for s in sizes]
-        ylabel = f"{label},\npools of different size" if uneven else label
+        ylabel = f"{label},\npools differ in size" if uneven else label
         panels.append(Bars(ylabel, series, chance, above, {}, points))
     for dataset, names in datasets.items():
         for model in models:
@@ -252,7 +257,8 @@ def by_dataset(models: Sequence[results.Model], pool: str = "all") -> Drawing:
     left = [name for name in everyone if name not in subjects]
     if left:
         caption.append(f"Left out, not scored by every model: {', '.join(left)}.")
-    return _drawn(panels, list(datasets), "dataset", " ".join(caption), rows)
+    text = " ".join(caption)
+    return Drawing(_figure(panels, list(datasets), "dataset", text), text, rows)
 
 
 def paired_tests(rows: Sequence[dict[str, Any]]) -> Drawing:
@@ -458,13 +464,9 @@ def _pool_words(rows: Sequence[Mapping[str, Any]], pool: str, differ: bool) -> s
     return text
 
 
-def _drawn(
-    panels: Sequence[Bars],
-    places: Sequence[str],
-    xlabel: str,
-    caption: str,
-    rows: list[dict[str, Any]],
-) -> Drawing:
+def _figure(
+    panels: Sequence[Bars], places: Sequence[str], xlabel: str, caption: str
+) -> mpl_figure.Figure:
     """Panels below each other, one x axis for all."""
     names = list(panels[0].series)
     width = min(max(6.0, 2.2 + 0.32 * len(places) * (len(names) + 1)), 26)
@@ -491,8 +493,9 @@ def _drawn(
             ncols=min(len(names), max(2, int(width / 1.8))),
         )
         fig.align_ylabels(axes)
-        charts.write_caption(fig, caption)
-    return Drawing(fig, caption, rows)
+        if caption:
+            charts.write_caption(fig, caption)
+    return fig
 
 
 def _draw_bars(ax: Any, panel: Bars, names: Sequence[str]) -> None:

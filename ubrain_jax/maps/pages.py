@@ -135,7 +135,7 @@ _CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: #222; font: 16px/1.55 system-ui,
   -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
-main { max-width: 84rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 90rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.8rem; line-height: 1.25; margin: 0 0 .5rem;
   overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-bottom: .3rem;
@@ -162,6 +162,8 @@ tbody th { font-weight: 600; }
   color: #6b6b6b; font-weight: 400; font-size: .85em; }
 .spread { display: block; }
 figure { margin: 0; }
+figure > img { max-width: 100%; height: auto; }
+li { overflow-wrap: anywhere; }
 figcaption { color: #555; font-size: .85rem; line-height: 1.4; margin-top: .25rem;
   overflow-wrap: anywhere; }
 .figures { display: grid; gap: 1.25rem 2rem; margin: .75rem 0;

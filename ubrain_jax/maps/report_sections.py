@@ -367,7 +367,7 @@ def model_section(models: Sequence[results.Model]) -> str:
     if not models:
         return ""
     tests = results.compare(models)
-    drawn = model_figures.by_subject(models)
+    drawn = model_figures.by_subject(models, captioned=False)
     said = model_figures.verdicts(models, tests)
     rows = [
         [
