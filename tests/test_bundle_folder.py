@@ -10,51 +10,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ubrain_jax import config, errors
-from ubrain_jax.backbone import dinov2
+from tests import bundles
+from ubrain_jax import errors
 from ubrain_jax.model import bundle, card, encoder
-
-GEOMETRY = dinov2.Geometry(32, 3, 2, "gelu", 64, image_px=28)
-
-
-def make(tiny_dict, **changes) -> bundle.Bundle:
-    """Random numbers in the shapes of a tiny encoder."""
-    experiment = config.from_dict(tiny_dict(), "test")
-    rng = np.random.default_rng(0)
-    shared: dict = {}
-    for name, shape in encoder.shared_shapes(experiment, GEOMETRY).items():
-        part, leaf = name.split("/")
-        values = rng.standard_normal(shape).astype(np.float32)
-        shared.setdefault(part, {})[leaf] = values
-    subjects = tuple(
-        bundle.Subject(
-            name,
-            rng.standard_normal((voxels, 8)).astype(np.float32),
-            rng.integers(0, 9, (voxels, 3)).astype(np.int32),
-            rng.random((voxels, 2)) < 0.5,
-            ("V1v", "V1d"),
-            rng.random(voxels).astype(np.float32),
-            {"dataset": "nsd", "space": "fsaverage"},
-            {},
-        )
-        for name, voxels in (("nsd-subj01", 7), ("lab-ann", 4))
-    )
-    seen = {hashlib.sha256(b"x").hexdigest(): "nsd/00001"}
-    return bundle.Bundle(
-        experiment,
-        shared,
-        subjects,
-        ("nsd-subj01",),
-        bundle.Backbone("a/b", {"model.safetensors": "0" * 64}, False, GEOMETRY),
-        seen,
-        {"step": 3},
-    )._replace(**changes)
 
 
 @pytest.fixture
 def folder(tiny_dict, tmp_path) -> pathlib.Path:
     path = tmp_path / "bundle"
-    made = make(tiny_dict)
+    made = bundles.make(tiny_dict)
     bundle.write(path, made, card.text(made))
     return path
 
@@ -73,7 +37,7 @@ def reseal(path, change) -> None:
 
 
 def test_what_was_written_is_read_bit_for_bit(tiny_dict, folder):
-    ours, theirs = make(tiny_dict), bundle.read(folder)
+    ours, theirs = bundles.make(tiny_dict), bundle.read(folder)
     for a, b in zip(ours.subjects, theirs.subjects, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
@@ -198,7 +162,7 @@ def test_links_out_of_the_folder_are_refused_unless_they_stay_within(folder, tmp
 def test_only_a_bundle_is_replaced_and_what_is_there_survives_a_fault(
     tiny_dict, folder, tmp_path
 ):
-    made = make(tiny_dict)
+    made = bundles.make(tiny_dict)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(errors.OutputError, match="exists and is no bundle"):
@@ -213,7 +177,7 @@ def test_only_a_bundle_is_replaced_and_what_is_there_survives_a_fault(
 
 
 def test_weights_of_a_wider_type_are_written_in_float32_and_read(tiny_dict, tmp_path):
-    made = make(tiny_dict)
+    made = bundles.make(tiny_dict)
     wide = {
         k: {n: a.astype("float64") for n, a in v.items()}
         for k, v in made.shared.items()
@@ -237,7 +201,9 @@ def test_the_card_tells_data_accuracy_and_licences(tiny_dict):
             "roi": {"V1v": {"num_voxels": 3, "pearson": {"median": 0.7}}},
         }
     }
-    made = make(tiny_dict, provenance={"metrics": scores, "warnings": ["Beware."]})
+    made = bundles.make(
+        tiny_dict, provenance={"metrics": scores, "warnings": ["Beware."]}
+    )
     text = card.text(made)
     assert text.startswith("---\nlibrary_name: ")
     assert 'base_model: "a/b"' in text

@@ -263,6 +263,8 @@ def test_an_empty_text_is_no_store(given):
         ("evaluate", "chunk_voxels", (0,), (1,)),
         ("evaluate", "val_images", (0,), (1,)),
         ("evaluate", "report_queries", (-1,), (0, 9)),
+        ("evaluate", "bootstraps", (-1,), (0, 5000)),
+        ("evaluate", "permutations", (-1,), (0, 5000)),
     ],
 )
 def test_ranges(section, key, bad, good):

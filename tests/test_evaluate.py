@@ -103,6 +103,50 @@ def test_metrics_json_has_the_schema(workdir, run):
     assert "second" in table
 
 
+def test_metrics_json_has_intervals_tests_and_the_other_direction(workdir, run):
+    result = json.loads((workdir / "metrics.json").read_text())
+    for subject in run.stores.subjects:
+        s = result["subjects"][subject.name]
+        for scores in (s, *s["roi"].values()):
+            for name in ("pearson", "noise_normalised", "r2"):
+                low, high = scores[name]["ci"]
+                assert low <= scores[name]["median"] <= high
+            for name in ("explained_variance", "noise_normalised_r2"):
+                assert set(scores[name]) >= {"median", "p25", "p75", "undefined"}
+            assert 0 <= scores["significant"]["share"] <= 1
+        assert s["significant"]["voxels"] == subject.num_voxels
+        assert s["significant"]["permutations"] >= 1000
+        assert "one-sided" in s["significant"]["test"]
+        assert s["bootstrap"]["draws"] == 1000
+        assert s["retrieval"]["of"] == "all test pictures of the subject"
+        for name in ("retrieval", "retrieval_of_responses"):
+            assert s[name]["pool"] == 4
+            for k in ("top1", "top5"):
+                low, high = s[name]["ci"][k]
+                assert 0 <= low <= s[name][k] <= high <= 1
+        assert set(s["two_afc"]["ci"]) == {"mean", "reverse_mean"}
+        table = xarray.open_zarr(workdir / "voxels" / f"{subject.name}.zarr")
+        assert np.isfinite(table.p.values).all()
+        assert (table.q.values >= table.p.values).all()
+        squared = table.noise_normalised.values * abs(table.noise_normalised.values)
+        np.testing.assert_array_equal(table.noise_normalised_r2.values, squared)
+        assert (table.explained_variance.values >= table.r2.values).all()
+    table = report.score_table(result)
+    assert table.count("95 % interval  ") == len(run.stores.subjects)
+
+
+def test_intervals_and_tests_can_be_left_out(run, tiny, tmp_path):
+    settings = tiny(evaluate={"bootstraps": 0, "permutations": 0})
+    quick = run._replace(experiment=settings)
+    evaluate.evaluate(quick, run.parts.trainable, str(tmp_path), 0)
+    text = (tmp_path / "metrics.json").read_text()
+    for key in ("ci", "bootstrap", "significant"):
+        assert f'"{key}"' not in text
+    assert "retrieval_of_responses" in text
+    table = xarray.open_zarr(tmp_path / "voxels" / "t-subj01.zarr")
+    assert not {"p", "q"} & set(table)
+
+
 def test_constant_voxels_are_undefined_and_counted(run):
     subject = run.stores.subjects[0]
     samples = subject.samples("test")

@@ -112,7 +112,9 @@ def test_every_subject_has_scores_and_what_is_unknown_is_null(finished):
         assert list(scores["roi"]) == list(subject.roi_names)
     bare = result["subjects"]["u-bare"]
     unknown = dict.fromkeys(("median", "p25", "p75", "mean"))
-    assert bare["noise_normalised"] == {**unknown, "num": 0, "undefined": 10}
+    unknown |= {"num": 0, "undefined": 10}
+    assert bare["noise_normalised_r2"] == unknown
+    assert bare["noise_normalised"] == {**unknown, "ci": [None, None]}
     assert result["subjects"]["u-wide"]["noise_normalised"]["num"] == 90
     datasets = [s["dataset"] for s in result["subjects"].values()]
     assert datasets == ["t", "t", "u", None]

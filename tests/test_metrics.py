@@ -151,7 +151,35 @@ def test_r2_equals_sklearn_and_himalaya(images, voxels):
     np.testing.assert_allclose(ours, himalayas, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("score", [metrics.pearson, metrics.r2, metrics.retrieval])
+@pytest.mark.parametrize(("images", "voxels"), [(3, 2), (57, 33), (40, 5000)])
+def test_explained_variance_equals_sklearn(images, voxels):
+    measured, predicted = _scores(9, images, voxels, noise=3.0)
+    predicted += np.random.default_rng(9).normal(size=voxels) * 40  # is forgiven
+    ours = metrics.explained_variance(measured, predicted)
+    sklearns = sklearn.metrics.explained_variance_score(
+        measured, predicted, multioutput="raw_values"
+    )
+    np.testing.assert_allclose(ours, sklearns, rtol=1e-10, atol=1e-10)
+    assert (ours >= metrics.r2(measured, predicted)).all()
+
+
+def test_explained_variance_is_undefined_where_r2_is():
+    measured, predicted = _scores(5, 20, 6)
+    measured[:, 0] = 0.1
+    measured[3, 1], predicted[7, 2] = np.nan, np.inf
+    predicted[:, 3] = -7.0
+    score = metrics.explained_variance(measured, predicted)
+    np.testing.assert_array_equal(
+        np.isnan(score), np.isnan(metrics.r2(measured, predicted))
+    )
+    assert np.isnan(score).tolist() == [True, True, True, False, False, False]
+    assert score[3] == 0
+
+
+@pytest.mark.parametrize(
+    "score",
+    [metrics.pearson, metrics.r2, metrics.explained_variance, metrics.retrieval],
+)
 def test_too_few_images_and_other_shapes_are_refused(score):
     with pytest.raises(errors.InputError, match=r"2 images; expected at least 3"):
         score(np.ones((2, 5)), np.ones((2, 5)))
@@ -283,6 +311,30 @@ def test_duplicate_predictions_tie_against_the_true_image():
     rank = metrics.retrieval(measured, predicted).rank
     assert rank[0] == 2
     assert rank[2:].tolist() == [1, 1, 1, 1]
+
+
+def test_the_other_direction_is_retrieval_with_the_arrays_exchanged():
+    rng = np.random.default_rng(19)
+    measured = rng.normal(size=(24, 60))
+    predicted = rng.uniform(0.2, 5, (24, 1)) * (measured + rng.normal(size=(24, 60)))
+    predicted[3] = predicted[4]
+    found = metrics.similarity(measured, predicted)
+    ours = metrics.retrieval_in(metrics.reversed_in(found))
+    ranks = np.array(_rank_by_loop(predicted, measured))
+    np.testing.assert_array_equal(ours.rank, ranks)
+    assert metrics.retrieval_in(found).rank.tolist() != ranks.tolist()
+    assert ours.pool == 24
+
+
+def test_within_a_pool_only_its_pictures_ask_and_are_ranked():
+    rng = np.random.default_rng(20)
+    measured = rng.normal(size=(30, 50))
+    predicted = measured + 4 * rng.normal(size=(30, 50))
+    kept = rng.random(30) < 0.5
+    some = metrics.within(metrics.similarity(measured, predicted), kept)
+    expected = metrics.retrieval(measured[kept], predicted[kept])
+    np.testing.assert_array_equal(metrics.retrieval_in(some).rank, expected.rank)
+    assert metrics.retrieval_in(some).pool == kept.sum() < 30
 
 
 def test_retrieval_leaves_undefined_voxels_out_and_counts_them():

@@ -430,6 +430,46 @@ def test_score_table_without_regions_or_retrieval():
     assert lines[2].split()[-3:] == ["-", "-", "-"]
 
 
+def _with_uncertainty(entry):
+    """An entry of metrics.json as an evaluation with draws and permutations has it."""
+    for name in ("pearson", "noise_normalised", "r2"):
+        entry[name]["ci"] = [0.1, 0.2345]
+    entry["bootstrap"] = {"draws": 1000, "level": 0.95, "over": "40 test pictures"}
+    entry["significant"] = {"share": 0.75, "uncorrected": 0.8, "voxels": 58}
+    entry["significant"] |= {"test": "a test in words", "permutations": 1000}
+    entry["retrieval"]["ci"] = {"top1": [0.9, 1.0], "top5": [0.98, None]}
+    for scores in entry["roi"].values():
+        scores["significant"] = {"share": 0.5, "uncorrected": 0.6, "voxels": 30}
+    return entry
+
+
+def test_score_table_shows_intervals_and_shares_of_voxels_in_132_columns():
+    arguments = _arguments(names=("nsd-subj01",), regions=("kind:orientation",))
+    [entry] = arguments["metrics"]["subjects"].values()
+    entry["num_voxels"] = 315_997
+    lines = report.score_table({"subjects": {"a": _with_uncertainty(entry)}})
+    head, _, first, ends, region, *below = lines.splitlines()
+    assert max(map(len, lines.splitlines())) <= 132
+    assert ends.split()[:3] == ["95", "%", "interval"]
+    end = head.index("r [quartiles]") + len("r [quartiles]")
+    assert ends[:end].endswith("0.100 to 0.234")
+    assert ends[: head.index("top-1 (chance)") + 14].endswith("0.900 to 1.000")
+    assert ends.endswith("-")  # an end that is unknown
+    column = head.index("q<.05") + len("q<.05")
+    assert [x[:column].split()[-1] for x in (first, region)] == ["0.75", "0.50"]
+    assert any("1000 draws of the test pictures" in line for line in below)
+    assert any("a test in words" in line for line in below)
+    assert not any("cannot be compared" in line for line in below)
+
+
+def test_score_table_says_that_pools_of_other_size_cannot_be_compared():
+    arguments = _arguments(names=("a", "b"))
+    arguments["metrics"]["subjects"]["b"]["retrieval"]["pool"] = 515
+    last = report.score_table(arguments["metrics"]).splitlines()[-1]
+    assert last.startswith("Pools of 40, 515 pictures")
+    assert "cannot be compared" in last
+
+
 def test_score_table_cannot_steer_the_terminal():
     scores, measured, predicted = _subject("a")
     name = "\x1b[31mred\x1b[0m\r\n\x07"

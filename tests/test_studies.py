@@ -249,6 +249,13 @@ def test_score_tables_show_mean_sd_chance_and_what_is_undefined():
     assert one[1:3] == ["1", "0.300"]
 
 
+def test_a_mean_over_pools_of_different_size_is_refused():
+    score = studies.Score(0.3, 0.31, math.nan, 0.1, 0.4, 20, 5, 20, 100, 2.0)
+    other = score._replace(pool=30)
+    with pytest.raises(errors.InputError, match="pools of 20, 30 pictures"):
+        tables.score_table(["arm"], [["x"]], [[score, other]])
+
+
 def test_undefined_numbers_are_empty_cells_and_names_are_quoted():
     rows = [{"name": 'a,"b"\n', "r": math.nan}, {"name": "=1", "r": np.float64(0.5)}]
     text = tables.csv_text(rows)

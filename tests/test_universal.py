@@ -265,6 +265,9 @@ def test_fitted_pictures_count_as_seen_and_a_name_is_given_once(enc, tmp_path):
         mine.fit_subject(shown, measured, name="lab-ann")
     with pytest.raises(errors.ConfigError, match=r"stepps.*mean steps"):
         mine.fit_subject(shown, measured, name="lab-bob", stepps=3)
+    for raw in (50 * measured, measured + 400):
+        with pytest.raises(errors.InputError, match="expected z-scores"):
+            mine.fit_subject(shown, raw, name="lab-bob")
     twice = shown[[0, 1, 2, 3, 0, 5, 6, 7]]
     with pytest.raises(errors.InputError, match="1 pictures occur again"):
         mine.fit_subject(twice, measured, name="lab-bob")
@@ -279,7 +282,7 @@ def test_a_subject_of_the_transfer_command_joins(enc, workdir, tmp_path):
     path = tmp_path / "t-subj09.safetensors"
     from ubrain_jax.model import bundle
 
-    bundle.write_subject(path, own, enc._bundle.sha256)
+    bundle.write_subject(path, own, enc.sha256)
     mine = ubrain_jax.UniversalEncoder(enc._bundle, devices=ONE)
     assert mine.add_subject(path) == "t-subj09"
     with pytest.raises(errors.ConfigError, match="taken"):

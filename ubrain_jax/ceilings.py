@@ -63,7 +63,7 @@ def split_half(responses: np.ndarray, splits: int = 100, seed: int = 0) -> np.nd
             "Give single presentations, not their averages.",
         )
     images, _, voxels = responses.shape
-    there = ~np.isnan(responses).all(axis=2)
+    there = np.logical_not(np.isnan(responses).all(axis=2))
     repeats = there.sum(axis=1)
     twice = np.flatnonzero(repeats >= 2)
     if len(twice) < 3 or not np.all(repeats >= 1):

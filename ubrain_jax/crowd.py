@@ -119,7 +119,7 @@ class Crowd(NamedTuple):
 
 
 @contextlib.contextmanager
-def _quiet_zarr() -> Iterator[None]:
+def quiet_zarr() -> Iterator[None]:
     """Zarr warns that v3 strings may change; both our readers take them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
@@ -154,7 +154,7 @@ def write(
     """
     target = check_target(path, overwrite)
     with whole.folder(target) as partial:
-        with _quiet_zarr():
+        with quiet_zarr():
             counts = _write_into(partial, path, dataset, image_px)
         check_target(path, overwrite)  # another process may have been faster
     return counts
@@ -744,7 +744,7 @@ def _open_arrays(
     arrays, faults = {}, []
     for name in names:
         try:
-            with _quiet_zarr():
+            with quiet_zarr():
                 array = group[name]
         except KeyError:
             if name not in optional:
@@ -804,7 +804,7 @@ def _check_pictures(
 def _open_group(path: str, name: str) -> zarr.Group:
     """One group of a store; each array's own file counts, not the copy for xarray."""
     try:
-        with _quiet_zarr():
+        with quiet_zarr():
             return zarr.open_group(path, path=name, mode="r", use_consolidated=False)
     except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
         # gs:// and s3:// need gcsfs or s3fs, which the error names.
@@ -1060,7 +1060,7 @@ def write_xarray(
         path: Folder to make, or to replace.
         fill: Adds to the group what is too large for memory.
     """
-    with whole.folder(path) as partial, _quiet_zarr():
+    with whole.folder(path) as partial, quiet_zarr():
         table.to_zarr(partial, zarr_format=3, consolidated=True)
         if fill is not None:
             fill(zarr.open_group(partial))

@@ -14,8 +14,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -263,6 +263,33 @@ def score_subject(
     return table, summary, ranks.make(similarity)
 
 
+class Job(NamedTuple):
+    """What is scored, and what its readers are told.
+
+    Attributes:
+        stores: Measured responses and their splits.
+        settings: How to score.
+        marks: Keys of metrics.json and attributes of voxels/NAME.zarr: step and
+            config_sha256, and for anything but a run `model`.
+        warnings: What every reader must know first.
+        shown: Settings that the report prints.
+        provenance: Rows of the report: versions, weights, stores.
+        title: Of the report.
+    """
+
+    stores: crowd.Crowd
+    settings: config.Evaluate
+    marks: dict[str, Any]
+    warnings: list[str]
+    shown: dict[str, Any]
+    provenance: dict[str, str]
+    title: str
+
+
+# Predictions (M, V) of test samples (M,) of a subject.
+Predict = Callable[[crowd.SubjectRows, np.ndarray], np.ndarray]
+
+
 def evaluate(
     run: experiments.Run,
     params: Any,
@@ -284,33 +311,84 @@ def evaluate(
     """
     began = time.monotonic()
     predictor = predictor or Predictor(run)
-    out = pathlib.Path(workdir)
-    if cluster.is_first():
-        (out / "voxels").mkdir(parents=True, exist_ok=True)
-    tests = [subject.samples("test") for subject in run.stores.subjects]
-    wanted = [s.image[t] for s, t in zip(run.stores.subjects, tests, strict=True)]
+    wanted = [s.image[s.samples("test")] for s in run.stores.subjects]
     pictures = np.unique(np.concatenate(wanted))
     features = predictor.features(params, pictures, quiet=False)
-    summaries, scores, retrieved, warnings = {}, [], [], warnings_of(run)
+
+    def predict(subject: crowd.SubjectRows, samples: np.ndarray) -> np.ndarray:
+        inside = np.searchsorted(pictures, subject.image[samples])
+        voxels = voxels_of(subject)
+        return predictor.responses(params, features[inside], voxels, quiet=False)
+
+    return score_predictions(_job_of(run, step), predict, workdir, began)
+
+
+def _job_of(run: experiments.Run, step: int) -> Job:
+    """The job of a trained encoder."""
     marks = {"step": step, "config_sha256": config.sha256(run.experiment)}
-    settings = run.experiment.evaluate
+    settings = config.without_folders(run.experiment)  # a report is passed on
+    return Job(
+        run.stores,
+        run.experiment.evaluate,
+        marks,
+        warnings_of(run),
+        settings,
+        {
+            **provenance_of(run.stores),
+            "backbone": f"{settings['backbone']['weights']} ({run.provenance.origin})",
+            **{f"sha256 of {k}": v for k, v in run.provenance.sha256.items()},
+            "config sha256": marks["config_sha256"],
+        },
+        "Universal Brain Encoder: scores on test pictures",
+    )
+
+
+def score_predictions(
+    job: Job, predict: Predict, workdir: str | os.PathLike, began: float | None = None
+) -> dict[str, Any]:
+    """Scores predictions from anywhere, and writes what every evaluation writes.
+
+    Args:
+        job: What is scored.
+        predict: Called once for each subject with 3 test pictures or more, on every
+            process.
+        workdir: Where to write metrics.json, voxels/*.zarr and report.html.
+        began: `time.monotonic()` at the beginning; None: now.
+
+    Returns:
+        The content of metrics.json; nothing on other processes than the first.
+
+    Raises:
+        errors.InputError: If no subject has 3 test pictures.
+    """
+    began = time.monotonic() if began is None else began
+    out = pathlib.Path(workdir)
+    tests = [subject.samples("test") for subject in job.stores.subjects]
+    if not any(len(samples) >= 3 for samples in tests):
+        raise errors.InputError(
+            ", ".join(job.stores.paths),
+            "split",
+            "no subject has 3 test pictures",
+            "a test split",
+            "Prepare a store with one; a run's weights are in its checkpoints.",
+        )
+    if cluster.is_first():
+        (out / "voxels").mkdir(parents=True, exist_ok=True)
+    summaries, scores, retrieved, warnings = {}, [], [], list(job.warnings)
     pools = scoring.shared_pools(
         [
             scoring.Shown(s.store, s.image[t], s.repeats[t])
-            for s, t in zip(run.stores.subjects, tests, strict=True)
+            for s, t in zip(job.stores.subjects, tests, strict=True)
         ]
     )
-    for subject, samples, some in zip(run.stores.subjects, tests, pools, strict=True):
+    for subject, samples, some in zip(job.stores.subjects, tests, pools, strict=True):
         if len(samples) < 3:
             warnings.append(
                 f"{subject.name} has {len(samples)} test pictures; scores need 3 or "
                 "more, so it has none."
             )
             continue
-        inside = np.searchsorted(pictures, subject.image[samples])
-        predicted = predictor.responses(
-            params, features[inside], voxels_of(subject), quiet=False
-        )
+        predicted = predict(subject, samples)
         if not cluster.is_first():
             continue
         watch.alive(f"scores of {subject.name}")
@@ -320,13 +398,14 @@ def evaluate(
             samples,
             measured,
             predicted,
-            bootstraps=settings.bootstraps,
-            permutations=settings.permutations,
+            bootstraps=job.settings.bootstraps,
+            permutations=job.settings.permutations,
             pools=some,
         )
-        table.attrs.update(marks, warnings=warnings_of(run))
+        told = {k: v for k, v in job.marks.items() if k != "model"}
+        table.attrs.update(told, warnings=job.warnings)
         crowd.write_xarray(table, out / "voxels" / f"{subject.name}.zarr")
-        ids = [run.stores.image_id[row] for row in subject.image[samples]]
+        ids = [job.stores.image_id[row] for row in subject.image[samples]]
         ranks.write(out, subject.name, ids, found)
         summaries[subject.name] = summary
         warnings += [
@@ -342,41 +421,76 @@ def evaluate(
                 table["noise_normalised"].values,
             )
         )
-        if settings.report_queries:
-            retrieved += _queries(run, subject, samples, measured, predicted, found)
-    if not any(len(samples) >= 3 for samples in tests):
-        raise errors.InputError(
-            ", ".join(run.stores.paths),
-            "split",
-            "no subject has 3 test pictures",
-            "a test split",
-            "Prepare a store with one; the weights are in the checkpoints.",
-        )
+        if job.settings.report_queries:
+            retrieved += _queries(job, subject, samples, measured, predicted, found)
     if not cluster.is_first():
         return {}
     watch.alive("writing the report")
     result = metrics.null_for_nan(
         {
             "subjects": summaries,
-            **marks,
+            **job.marks,
             "seconds": round(time.monotonic() - began, 2),
             "warnings": warnings,
         }
     )
     whole.write_text(out / "metrics.json", json.dumps(result, indent=1) + "\n")
-    _write_report(run, out, result, scores, retrieved)
+    about = results.About(job.title, job.shown, job.provenance)
+    results.write_about(out, about)
+    report.write(
+        out / "report.html",
+        title=job.title,
+        metrics=result,
+        curves=read_log(out),
+        subjects=scores,
+        retrieved=retrieved,
+        warnings=result["warnings"],
+        config_text=json.dumps(job.shown, indent=1),
+        provenance=job.provenance,
+    )
     return result
+
+
+def refuse_run(folder: str | os.PathLike, flag: str) -> None:
+    """The scores of an encoder must not be replaced by those of something else.
+
+    Raises:
+        errors.OutputError: If the folder is of a training.
+    """
+    if (pathlib.Path(folder) / "checkpoints").exists():
+        raise errors.OutputError(
+            folder,
+            "checkpoints",
+            "the folder of a trained encoder",
+            "a folder of its own",
+            f"Choose another {flag}.",
+        )
+
+
+def provenance_of(stores: crowd.Crowd) -> dict[str, str]:
+    """Rows of a report on versions and measured data."""
+    return {
+        "ubrain_jax": ubrain_jax.__version__,
+        "jax": f"{jax.__version__} on {jax.device_count()} {jax.devices()[0].platform}",
+        "stores": ", ".join(os.path.basename(p.rstrip("/")) for p in stores.paths),
+        "crowd fingerprint": stores.fingerprint,
+    }
 
 
 def warnings_of(run: experiments.Run) -> list[str]:
     """What every reader of the results must know first."""
-    found = list(run.stores.notes)
-    if run.provenance.random:
+    return warnings_about(run.stores, random=run.provenance.random)
+
+
+def warnings_about(stores: crowd.Crowd, *, random: bool) -> list[str]:
+    """The same of measured data and a frozen network."""
+    found = list(stores.notes)
+    if random:
         found.append(
             "The backbone has random weights: scores say nothing of the method."
         )
     simulated = [
-        s.name for s in run.stores.subjects if s.attrs.get("simulated") is not None
+        s.name for s in stores.subjects if s.attrs.get("simulated") is not None
     ]
     if simulated:
         found.append(
@@ -386,7 +500,7 @@ def warnings_of(run: experiments.Run) -> list[str]:
 
 
 def _queries(
-    run: experiments.Run,
+    job: Job,
     subject: crowd.SubjectRows,
     samples: np.ndarray,
     measured: np.ndarray,
@@ -394,7 +508,7 @@ def _queries(
     found: ranks.Ranks,
 ) -> list[report.Retrieved]:
     """Test pictures, evenly over the ranks from best to worst, and their matches."""
-    count = min(run.experiment.evaluate.report_queries, len(samples))
+    count = min(job.settings.report_queries, len(samples))
     by_rank = np.argsort(found.rank, kind="stable")
     chosen = by_rank[np.linspace(0, len(by_rank) - 1, count).round().astype(int)]
     similar = metrics.pattern_correlation(measured[chosen], predicted)
@@ -402,8 +516,8 @@ def _queries(
     for query, r in zip(chosen, similar, strict=True):
         best = np.argsort(-np.nan_to_num(r, nan=-2.0), kind="stable")[:5]
         rows = subject.image[samples[[query, *best]]]
-        pictures = crowd.read_pictures(run.stores, rows)
-        ids = [run.stores.image_id[row] for row in rows]
+        pictures = crowd.read_pictures(job.stores, rows)
+        ids = [job.stores.image_id[row] for row in rows]
         shown.append(
             report.Retrieved(
                 subject.name,
@@ -417,39 +531,6 @@ def _queries(
             )
         )
     return shown
-
-
-def _write_report(
-    run: experiments.Run,
-    out: pathlib.Path,
-    result: dict[str, Any],
-    scores: list[report.SubjectScores],
-    retrieved: list[report.Retrieved],
-) -> None:
-    """report.html; curves come from the metrics.jsonl of the training, if any."""
-    settings = config.without_folders(run.experiment)  # a report is passed on
-    provenance = {
-        "ubrain_jax": ubrain_jax.__version__,
-        "jax": f"{jax.__version__} on {jax.device_count()} {jax.devices()[0].platform}",
-        "backbone": f"{settings['backbone']['weights']} ({run.provenance.origin})",
-        **{f"sha256 of {k}": v for k, v in run.provenance.sha256.items()},
-        "stores": ", ".join(settings["data"]["crowd"]),
-        "crowd fingerprint": run.stores.fingerprint,
-        "config sha256": result["config_sha256"],
-    }
-    title = "Universal Brain Encoder: scores on test pictures"
-    results.write_about(out, results.About(title, settings, provenance))
-    report.write(
-        out / "report.html",
-        title=title,
-        metrics=result,
-        curves=read_log(out),
-        subjects=scores,
-        retrieved=retrieved,
-        warnings=result["warnings"],
-        config_text=json.dumps(settings, indent=1),
-        provenance=provenance,
-    )
 
 
 def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:

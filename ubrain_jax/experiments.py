@@ -42,6 +42,39 @@ def prepare_run(
         stores: The crowd, where it is open already.
         network: The backbone, where it is loaded already.
     """
+    data = experiment.data
+    stores = open_stores(experiment, stores)
+    mesh = sharding.make_mesh(
+        experiment.mesh.data,
+        experiment.mesh.voxel,
+        stripes=data.stripes,
+        batch_images=data.batch_images,
+        devices=devices,
+    )
+    backbone, provenance = network or load_network(experiment.backbone)
+    # Before programs are run together that depend on them.
+    cluster.agree(
+        {
+            "fingerprint of the crowd": stores.fingerprint,
+            "sha256 of the backbone": provenance.sha256,
+        }
+    )
+    parts = encoder.build(experiment, backbone, stores.num_voxels, mesh)
+    return Run(experiment, stores, parts, mesh, provenance)
+
+
+def open_stores(
+    experiment: config.Experiment, stores: crowd.Crowd | None = None
+) -> crowd.Crowd:
+    """The crowd with the pictures that an experiment uses.
+
+    Args:
+        experiment: All settings.
+        stores: The crowd, where it is open already.
+
+    Raises:
+        errors.ConfigError: If its pictures are of another size.
+    """
     data, settings = experiment.data, experiment.backbone
     stores = stores or crowd.open_crowd(data.crowd, data.subjects)
     stores = crowd.with_images(stores, data.num_images, experiment.train.seed)
@@ -53,23 +86,7 @@ def prepare_run(
             "the size of the stores' pictures",
             f"Set it to {stores.image_px}, or prepare with --image_px.",
         )
-    mesh = sharding.make_mesh(
-        experiment.mesh.data,
-        experiment.mesh.voxel,
-        stripes=data.stripes,
-        batch_images=data.batch_images,
-        devices=devices,
-    )
-    backbone, provenance = network or load_network(settings)
-    # Before programs are run together that depend on them.
-    cluster.agree(
-        {
-            "fingerprint of the crowd": stores.fingerprint,
-            "sha256 of the backbone": provenance.sha256,
-        }
-    )
-    parts = encoder.build(experiment, backbone, stores.num_voxels, mesh)
-    return Run(experiment, stores, parts, mesh, provenance)
+    return stores
 
 
 def load_network(settings: config.Backbone) -> Network:

@@ -38,6 +38,8 @@ _SHARE = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """How a new subject is fitted: the flags of `transfer`."""
+
     # 'random' (as the table of a new encoder) or 'twin' (see the module twin).
     init: str = "random"
     # Most steps; 0: the start itself is the result.

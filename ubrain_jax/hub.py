@@ -82,13 +82,12 @@ def _backbone_of_run(workdir: pathlib.Path) -> str | None:
 def _download(repo: str, revision: str | None, cache_dir: str | None) -> Found:
     """The bundle in the hub's cache, brought up to date where there is a network."""
     import huggingface_hub
-    from huggingface_hub import errors as hub_errors
 
     try:
         folder = huggingface_hub.snapshot_download(
             repo, revision=revision, cache_dir=cache_dir, allow_patterns=_FILES
         )
-    except (OSError, ValueError, hub_errors.HFValidationError) as error:
+    except _faults() as error:
         cache = cache_dir or huggingface_hub.constants.HF_HUB_CACHE
         lines = str(error.__cause__ or error).strip().splitlines() or ["no reason"]
         raise errors.MissingInputError(
@@ -112,6 +111,15 @@ def _download(repo: str, revision: str | None, cache_dir: str | None) -> Found:
     return Found(snapshot, snapshot.parents[1], None)
 
 
+def _faults() -> tuple[type[Exception], ...]:
+    """What the hub's client raises: its own errors (of HTTP, of names, of its threads),
+    and those of the HTTP library, which are none of the system's."""
+    from huggingface_hub import errors as hub_errors
+
+    library = hub_errors.HfHubHTTPError.__bases__
+    return (OSError, ValueError, RuntimeError, hub_errors.HFValidationError, *library)
+
+
 def push(
     save: Callable[[str], None],
     repo_id: str,
@@ -131,7 +139,6 @@ def push(
         errors.OutputError: If the hub cannot be reached or refuses.
     """
     import huggingface_hub
-    from huggingface_hub import errors as hub_errors
 
     with tempfile.TemporaryDirectory(prefix="ubrain-push-") as parent:
         folder = os.path.join(parent, "bundle")
@@ -146,7 +153,7 @@ def push(
                 # What an older bundle had and this one has not.
                 delete_patterns=["subjects/*", "seen.json"],
             )
-        except (OSError, ValueError, hub_errors.HFValidationError) as error:
+        except _faults() as error:
             lines = str(error).strip().splitlines() or ["no reason"]
             raise errors.OutputError(
                 repo_id,

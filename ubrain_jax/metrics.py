@@ -146,13 +146,7 @@ def r2(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         y, finite = _finite(predicted[:, block])
         defined = varies & finite
         residual = np.where(defined, measured[:, block], 0) - np.where(defined, y, 0)
-        ratio = np.divide(
-            _dot(residual, residual),
-            _dot(x, x),
-            out=np.full(defined.shape, np.nan),
-            where=defined,
-        )
-        score[block] = 1 - ratio
+        score[block] = _taken_away(residual, x, defined)
     return score
 
 
@@ -183,16 +177,9 @@ def explained_variance(measured: np.ndarray, predicted: np.ndarray) -> np.ndarra
         x, varies = centred(measured[:, block])
         # Not `centred`: a constant prediction is no fault here.
         y, finite = _finite(predicted[:, block])
-        defined = varies & finite
         y -= y[:1]
         residual = x - (y - y.mean(axis=0))
-        ratio = np.divide(
-            _dot(residual, residual),
-            _dot(x, x),
-            out=np.full(defined.shape, np.nan),
-            where=defined,
-        )
-        score[block] = 1 - ratio
+        score[block] = _taken_away(residual, x, varies & finite)
     return score
 
 
@@ -490,6 +477,15 @@ def blocks(num_voxels: int) -> list[slice]:
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(M, V), (M, V) -> (V,): products summed over images."""
     return np.einsum("MV,MV->V", a, b)
+
+
+def _taken_away(
+    residual: np.ndarray, deviation: np.ndarray, defined: np.ndarray
+) -> np.ndarray:
+    """(M, V), (M, V), (V,) -> (V,): 1 - ratio of the sums of squares, else NaN."""
+    out = np.full(defined.shape, np.nan)
+    squares = _dot(residual, residual), _dot(deviation, deviation)
+    return 1 - np.divide(*squares, out=out, where=defined)
 
 
 def _finite(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

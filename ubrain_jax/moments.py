@@ -56,7 +56,7 @@ def scores(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Scores:
     Raises:
         errors.InputError: If shapes differ, or all blocks have fewer than 3 images.
     """
-    first, sums, finite = np.zeros(0), None, np.zeros(0)
+    first, sums, finite = np.zeros((2, 0)), None, np.zeros((2, 0), bool)
     step = [0.0, 0.0]
     for measured, predicted in blocks:
         both = [np.asarray(measured), np.asarray(predicted)]
@@ -65,8 +65,8 @@ def scores(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Scores:
             first = np.stack([x[0].astype(np.float64) for x in both])
             finite = np.ones(first.shape, bool)
             first = np.where(np.isfinite(first), first, 0)
-            zeros = np.zeros(first.shape[1])
-            sums = _Sums(0, np.zeros(first.shape), zeros, zeros, zeros)
+            zeros = np.zeros_like(first)
+            sums = _Sums(0, zeros, zeros[0], zeros[0], zeros[0])
         _check(both, first.shape[1:])
         step = [max(s, metrics.rounding(x)) for s, x in zip(step, both, strict=True)]
         parts = []

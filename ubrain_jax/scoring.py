@@ -10,14 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ubrain_jax import ceilings, metrics, significance
+from ubrain_jax import bootstrap, ceilings, metrics, significance
 
 # What the pools of `shared_pools` are, by name.
 POOLS = {
     "shared": "test pictures that all subjects of the store saw",
     "shared_full": "of those, the pictures that all saw the full number of times",
 }
-_OF_VOXELS = ("pearson", "noise_normalised", "r2")
+# Scores with an interval of their median, and the limits of each.
+_LIMITS = {
+    "pearson": (-1.0, 1.0),
+    "noise_normalised": (-np.inf, np.inf),
+    "r2": (-np.inf, 1.0),
+}
 
 
 class Shown(NamedTuple):
@@ -68,8 +73,8 @@ def voxels(
     groups = np.stack([np.ones(len(r), bool), *regions.values()], axis=1)
     medians = tested = None
     if bootstraps:
-        counts = significance.draws(len(measured), bootstraps)
-        medians = significance.medians(measured, predicted, counts, ceiling, groups)
+        counts = bootstrap.draws(len(measured), bootstraps)
+        medians = bootstrap.medians(measured, predicted, counts, ceiling, groups)
     if permutations:
         tested = significance.permutation_test(measured, predicted, permutations)
     entries = []
@@ -78,9 +83,10 @@ def voxels(
             name: metrics.quartiles(values[inside]) for name, values in columns.items()
         }
         if medians:
-            for name in _OF_VOXELS:
+            for name, limits in _LIMITS.items():
                 of_draws = getattr(medians, name)[:, g]
-                entry[name]["ci"] = significance.interval(of_draws)
+                score = entry[name]["median"]
+                entry[name]["ci"] = bootstrap.interval(of_draws, score, limits)
         if tested:
             entry["significant"] = significance.share_significant(tested, inside)
         entries.append(entry)
@@ -94,7 +100,7 @@ def voxels(
     if medians:
         whole["bootstrap"] = {
             "draws": bootstraps,
-            "level": significance.LEVEL,
+            "level": bootstrap.LEVEL,
             "over": f"{len(measured)} test pictures, with replacement",
         }
     whole["roi"] = {
@@ -145,7 +151,7 @@ def _directions(
         "reverse_mean": choice.reverse_mean,
     }
     if bootstraps:
-        counts = significance.draws(choice.pool, bootstraps)
+        counts = bootstrap.draws(choice.pool, bootstraps)
     entries, of_choice = {}, {}
     for name, mean, asked in (
         ("retrieval", "mean", similarity),
@@ -162,9 +168,9 @@ def _directions(
             "undefined_voxels": ranks.undefined,
         }
         if bootstraps:
-            found = significance.found_in(asked, counts)
+            found = bootstrap.found_in(asked, counts)
             ends = {
-                key: significance.share_interval(
+                key: bootstrap.share_interval(
                     getattr(found, key), found.all[key], found.pool
                 )
                 for key in found.all
@@ -201,15 +207,12 @@ def shared_pools(shown: Sequence[Shown]) -> list[dict[str, np.ndarray]]:
         fully = shared.intersection(
             *(shown[k].image[shown[k].repeats >= full].tolist() for k in members)
         )
-        if all(s == shared for s in sets):
-            shared_is_new = False
-        else:
-            shared_is_new = len(shared) >= 3
+        own = any(s != shared for s in sets)  # a picture that not all saw
         for name, pool, new in (
-            ("shared", shared, shared_is_new),
-            ("shared_full", fully, 3 <= len(fully) < len(shared)),
+            ("shared", shared, own),
+            ("shared_full", fully, len(fully) < len(shared)),
         ):
-            if new:
+            if new and len(pool) >= 3:
                 for k in members:
                     found[k][name] = np.isin(shown[k].image, list(pool))
     return found

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 import xarray
 
-from ubrain_jax import errors
+from ubrain_jax import errors, significance
 
 # Seeds (or subjects) from which the paired test is of ranks: with 5 pairs the
 # smallest two-sided p of a signed-rank test is 1/16.
@@ -210,7 +210,20 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def spreads(scores: Sequence[Score]) -> dict[str, Spread]:
-    """`spread` of each field over seeds; top1 and top5 in percent."""
+    """`spread` of each field over seeds; top1 and top5 in percent.
+
+    Raises:
+        errors.InputError: If the pools differ: a mean of their top-1 means nothing.
+    """
+    pools = {score.pool for score in scores}
+    if len(pools) > 1:
+        raise errors.InputError(
+            "metrics.json",
+            "retrieval: pool",
+            f"pools of {', '.join(map(str, sorted(pools)))} pictures",
+            "one pool in all cells of a row",
+            "Score all cells on the same test pictures.",
+        )
     factors = {"top1": 100, "top5": 100}
     return {
         key: spread(factors.get(key, 1) * getattr(score, key) for score in scores)
@@ -241,7 +254,7 @@ def compare_voxels(a: np.ndarray, b: np.ndarray) -> VoxelTest:
         int(np.sum(defined == 0)),
         float(np.median(defined)) if some else math.nan,
         float(np.mean(defined > 0)) if some else math.nan,
-        _signed_rank(defined),
+        significance.signed_rank(defined),
     )
 
 
@@ -259,20 +272,12 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> PairTest:
     mean, sd, num = spread(difference)
     test, p = "", math.nan
     if num >= RANKS_FROM:
-        test, p = "Wilcoxon", _signed_rank(difference)
+        test, p = "Wilcoxon", significance.signed_rank(difference)
     elif num >= 2 and sd > 1e-12 * abs(mean):
         found: Any = scipy.stats.ttest_1samp(difference, 0)
         test, p = "paired t", float(found.pvalue)
     better = int(np.sum(difference > 0))
     return PairTest(num, better, mean, sd, test if math.isfinite(p) else "", p)
-
-
-def _signed_rank(difference: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's test; NaN if nothing differs."""
-    if not np.any(difference):
-        return math.nan
-    found: Any = scipy.stats.wilcoxon(difference, zero_method="wilcox")
-    return float(found.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:

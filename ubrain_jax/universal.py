@@ -172,6 +172,11 @@ class UniversalEncoder:
         return self._bundle.provenance
 
     @property
+    def sha256(self) -> str:
+        """What a subject's file must have been fitted with."""
+        return self._bundle.sha256
+
+    @property
     def config(self) -> config.Experiment:
         """Settings of the training."""
         return self._bundle.experiment
@@ -225,10 +230,19 @@ class UniversalEncoder:
             errors.InputError: If it is damaged or was fitted with another encoder.
             errors.ConfigError: If there is a subject of that name.
         """
-        subject = bundle.read_subject(path, self._bundle.sha256)
-        self._refuse_known(subject.name)
-        self._take_in(subject)
+        subject = bundle.read_subject(path, self.sha256)
+        self.take_in(subject)
         return subject.name
+
+    def take_in(self, subject: bundle.Subject) -> None:
+        """Takes in a subject that was fitted with this encoder.
+
+        Raises:
+            errors.ConfigError: If there is a subject of that name.
+        """
+        self._refuse_known(subject.name)
+        self._subjects[subject.name] = subject
+        self._bundle = self._bundle._replace(subjects=tuple(self._subjects.values()))
 
     # 3. Predictions --------------------------------------------------------------
 
@@ -505,14 +519,10 @@ class UniversalEncoder:
         fitted, log = subjects.fit_subject(ready, chosen, count)
         own = crowd.picture_hashes(stores)
         told = {**fitted.provenance, "log": log, "image_sha256": sorted(own)}
-        self._take_in(fitted._replace(provenance=told))
+        self.take_in(fitted._replace(provenance=told))
         return {k: v for k, v in told.items() if k != "image_sha256"}
 
     # 5. Inside -------------------------------------------------------------------
-
-    def _take_in(self, subject: bundle.Subject) -> None:
-        self._subjects[subject.name] = subject
-        self._bundle = self._bundle._replace(subjects=tuple(self._subjects.values()))
 
     def _refuse_known(self, name: str) -> None:
         if name in self._subjects or not bundle.is_name(name):
@@ -731,6 +741,20 @@ def _settings(values: dict[str, Any]) -> fit.Settings:
     return settings
 
 
+def _check_scale(measured: np.ndarray) -> None:
+    """Raw betas are fitted and predicted badly: refused. NaN are refused later."""
+    center = float(np.median(np.abs(measured.mean(0))))
+    spread = float(np.median(measured.std(0)))
+    if center > 1 or spread > 3:
+        raise errors.InputError(
+            "responses",
+            "",
+            f"median over voxels of |mean| {center:.3g} and of deviation {spread:.3g}",
+            "z-scores: means near 0, deviations near 1 or below",
+            "z-score each voxel within session or run, then average repeats.",
+        )
+
+
 def _subject_of(
     opened: given.Given,
     responses: Any,
@@ -752,6 +776,7 @@ def _subject_of(
             "(M, V), a row for each of 4 or more pictures",
             "Give pictures and responses in one order.",
         )
+    _check_scale(measured)
     m, v = measured.shape
     masks = [np.asarray(mask, bool) for mask in (roi or {}).values()]
     for region, mask in zip(roi or {}, masks, strict=True):

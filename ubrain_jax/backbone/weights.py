@@ -786,6 +786,25 @@ def _plain_names(source: str, tensors: dict[str, _Tensor]) -> dict[str, _Tensor]
     return plain
 
 
+def read_tensors(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, _Tensor]:
+    """Tensors of a .safetensors or .pth file of any network, open while `stack` is.
+
+    Raises:
+        errors.InputError: If it is damaged, or holds anything but tensors.
+    """
+    if path.suffix in (".pth", ".pt", ".bin"):
+        path = _convert(path, stack)
+    elif path.suffix != ".safetensors":
+        raise errors.InputError(
+            path,
+            "",
+            f"the ending is {path.suffix!r}",
+            ".safetensors or .pth",
+            "Name a weight file.",
+        )
+    return _open([path], stack)
+
+
 class _Need(NamedTuple):
     """What one weight of the network takes from the file."""
 

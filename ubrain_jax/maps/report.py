@@ -33,8 +33,9 @@ def score_table(metrics: Mapping[str, Any]) -> str:
             "subject / region" if region else "subject",
             "voxels",
             "r [quartiles]",
-            "r / ceiling [quartiles]",
+            "r / ceiling [..]",
             "R2",
+            "q<.05",
             "undefined",
             "top-1 (chance)",
             "top-5 (chance)",
@@ -50,11 +51,25 @@ def score_table(metrics: Mapping[str, Any]) -> str:
                 _spread(subject["pearson"]),
                 _spread(subject["noise_normalised"]),
                 pages.number(subject["r2"]["median"]),
+                _share(subject),
                 str(subject["pearson"]["undefined"]),
                 *(_top(found, k) if found else "-" for k in (1, 5)),
                 str(found["pool"]) if found else "-",
             )
         )
+        if "ci" in subject["pearson"]:
+            of_tops = (found or {}).get("ci", {})
+            rows.append(
+                (
+                    "  95 % interval",
+                    "",
+                    _ends(subject["pearson"]["ci"]),
+                    _ends(subject["noise_normalised"]["ci"]),
+                    *("", "", ""),
+                    *(_ends(of_tops.get(f"top{k}")) for k in (1, 5)),
+                    "",
+                )
+            )
         for roi, scores in subject.get("roi", {}).items():
             rows.append(
                 (
@@ -63,6 +78,7 @@ def score_table(metrics: Mapping[str, Any]) -> str:
                     _spread(scores["pearson"]),
                     _spread(scores["noise_normalised"]),
                     "",
+                    _share(scores),
                     str(scores["pearson"]["undefined"]),
                     *("", "", ""),
                 )
@@ -77,8 +93,33 @@ def score_table(metrics: Mapping[str, Any]) -> str:
         lines.append("  ".join([first, *others]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     lines.append("")
-    lines.append("r, r / ceiling and R2 are medians over voxels; ceiling = sqrt(NC).")
+    lines += _reading(metrics["subjects"].values())
     return "\n".join(lines)
+
+
+def _reading(subjects: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines below the table: what its columns are, and what cannot be compared."""
+    lines = [
+        "r, r / ceiling and R2 are medians over voxels, quartiles in brackets; "
+        "ceiling = sqrt(NC)."
+    ]
+    subjects = list(subjects)
+    drawn = [s["bootstrap"]["draws"] for s in subjects if "bootstrap" in s]
+    if drawn:
+        lines.append(
+            f"95 % interval: {drawn[0]} draws of the test pictures; voxels stay."
+        )
+    tests = dict.fromkeys(
+        s["significant"]["test"] for s in subjects if "significant" in s
+    )
+    lines += [f"q<.05: share of voxels above chance, {test}." for test in tests]
+    pools = {s["retrieval"]["pool"] for s in subjects if s.get("retrieval")}
+    if len(pools) > 1:
+        lines.append(
+            f"Pools of {', '.join(map(str, sorted(pools)))} pictures: top-1 and top-5 "
+            "of different pools cannot be compared."
+        )
+    return lines
 
 
 def write(
@@ -178,6 +219,18 @@ def _spread(q: Mapping[str, Any]) -> str:
     if not pages.defined(q["median"]):
         return "-"
     return f"{q['median']:.3f} [{q['p25']:.2f} {q['p75']:.2f}]"
+
+
+def _ends(ends: Sequence[float | None] | None) -> str:
+    """An interval, or "-" where there is none."""
+    if not ends or not all(map(pages.defined, ends)):
+        return "-"
+    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _share(scores: Mapping[str, Any]) -> str:
+    """Share of significant voxels, or "-" where none was tested."""
+    return pages.number(scores.get("significant", {}).get("share"), "{:.2f}")
 
 
 def _top(found: Mapping[str, Any], k: int) -> str:
