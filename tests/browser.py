@@ -9,7 +9,6 @@ import pathlib
 import select
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -122,22 +121,22 @@ def tab(folder: pathlib.Path, seconds: float = 60) -> Iterator[Tab]:
     child_in, send = map(_high, os.pipe())
     receive, child_out = map(_high, os.pipe())
 
-    def place() -> None:
-        os.dup2(child_in, 3)
-        os.dup2(child_out, 4)
-
-    process = subprocess.Popen(
+    nothing = (os.devnull, os.O_RDWR, 0)
+    # Not a fork of this process: it may have threads.
+    pid = os.posix_spawn(
+        CHROMIUM,
         [
             *(CHROMIUM, *FLAGS, "--remote-debugging-pipe"),
             f"--user-data-dir={folder / 'profile'}",
             "about:blank",
         ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=place,
-        pass_fds=(3, 4),
-        start_new_session=True,
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, child_in, 3),
+            (os.POSIX_SPAWN_DUP2, child_out, 4),
+            *((os.POSIX_SPAWN_OPEN, fd, *nothing) for fd in (0, 1, 2)),
+        ],
+        setpgroup=0,
     )
     try:
         os.close(child_in)
@@ -145,8 +144,8 @@ def tab(folder: pathlib.Path, seconds: float = 60) -> Iterator[Tab]:
         yield Tab(send, receive, seconds)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         os.close(send)
         os.close(receive)
 

@@ -22,6 +22,7 @@ from ubrain_jax import (
     errors,
     evaluate,
     experiments,
+    figures,
     fit,
     subjects,
     train,
@@ -200,6 +201,18 @@ def test_tests_and_page_have_every_pair_and_say_their_limits(finished):
         assert not line.startswith("|") or line.endswith("|")
     for name in ("curve.png", "curve.svg"):
         assert (finished / name).stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_the_figure_can_be_drawn_again_from_the_workdir(finished, tmp_path):
+    figures.run(figures.Plan("transfer", [str(finished)], str(tmp_path)))
+    for name in ("curve.csv", "tests.csv", "curve.md", "curve.svg"):
+        assert (tmp_path / name).read_text() == (finished / name).read_text(), name
+    both = [str(finished), str(finished)]
+    with pytest.raises(errors.ConfigError, match="another name for each"):
+        figures.run(figures.Plan("transfer", both, str(tmp_path)))
+    with pytest.raises(errors.MissingInputError, match=r"curve\.csv: not found"):
+        figures.run(figures.Plan("transfer", [str(tmp_path / "x")], str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -9,7 +9,15 @@ import xarray
 from flax import nnx
 from scipy import stats
 
-from ubrain_jax import controls, crowd, evaluate, experiments, metrics
+from ubrain_jax import (
+    controls,
+    crowd,
+    evaluate,
+    experiments,
+    metrics,
+    ranks,
+    results,
+)
 from ubrain_jax.maps import report
 
 
@@ -145,6 +153,28 @@ def test_intervals_and_tests_can_be_left_out(run, tiny, tmp_path):
     assert "retrieval_of_responses" in text
     table = xarray.open_zarr(tmp_path / "voxels" / "t-subj01.zarr")
     assert not {"p", "q"} & set(table)
+
+
+def test_what_each_pattern_found_and_the_settings_are_left_beside_the_scores(
+    workdir, run
+):
+    result = json.loads((workdir / "metrics.json").read_text())
+    for subject in run.stores.subjects:
+        entry = result["subjects"][subject.name]
+        found = ranks.read(workdir, subject.name)
+        assert found.image_id == [
+            run.stores.image_id[k] for k in subject.image[subject.samples("test")]
+        ]
+        assert np.mean(found.rank) == entry["retrieval"]["mean_rank"]
+        assert np.mean(found.rank == 1) == entry["retrieval"]["top1"]
+        for split in ("train", "val"):
+            assert entry[f"num_{split}_images"] == len(subject.samples(split))
+    about = results.read_about(workdir)
+    assert about.settings["head"]["embed_dim"] == 8
+    assert about.provenance["crowd fingerprint"] == run.stores.fingerprint
+    page = (workdir / "report.html").read_text()
+    assert "What was trained on what" in page
+    assert "lora, rank 2" in page
 
 
 def test_constant_voxels_are_undefined_and_counted(run):
