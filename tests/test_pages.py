@@ -106,6 +106,12 @@ def place(surface, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (2, 60, 70, 3), np.uint8)
     for k, picture in enumerate(noise):
         Image.fromarray(picture).save(tmp_path / f"pictures/{k}.png")
+    # What `score --write_pictures` leaves, and somebody's model (baselines.md).
+    (tmp_path / "theirs/pictures").mkdir(parents=True)
+    np.save(tmp_path / "theirs/pictures/images.npy", np.stack([*noise]))
+    (tmp_path / "theirs/pictures/ids.txt").write_text("nsd/00000\nnsd/00001\n")
+    model = "def my_model(image):\n    return image.mean((0, 1))\n"
+    (tmp_path / "mine.py").write_text(model)
     (tmp_path / "new.zarr").symlink_to(surface / "new.zarr")
     (tmp_path / "nsd.zarr").symlink_to(surface / "demo/nsd.zarr")
     return tmp_path
