@@ -56,7 +56,7 @@ clean-demo:
 
 # Parity with torch runs when torch is installed: make parity, or CI.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # docs/api.md from the docstrings; a test compares them.
 docs: env

@@ -39,6 +39,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "pyright>=1.1.390",
         "import-linter>=2.1",
