@@ -10,7 +10,7 @@ Cost:    Not measured. 21 runs for each seed, each about as nsd8.py; --only name
 Expect:  Not measured here on brains. Reviewers of the paper asked for these; it prints
          none of them.
 Checked: 2026-11-25: builds, and every change parses; never trained to the end here.
-         Four changes of a tiny simulated run were (tests/test_ablate.py).
+         Two changes of a tiny simulated run were (tests/test_ablate.py).
 """
 
 from ubrain_jax import config

@@ -155,6 +155,32 @@ def test_attention_sums_to_one_and_its_parts_to_the_prediction(enc, run, images)
         )
 
 
+def test_a_head_without_positions_and_functional_attention_is_loaded_and_looks(
+    tiny, images, tmp_path
+):
+    settings = tiny(
+        head={"position": False, "functional": "shared"},
+        train={"steps": 1},
+        evaluate={"bootstraps": 0, "permutations": 0, "report_queries": 0},
+    )
+    plain = experiments.prepare_run(settings, ONE)
+    state = train.train(plain, str(tmp_path))
+    result = evaluate.evaluate(plain, state.params, str(tmp_path), 1)
+    export.write(plain, str(tmp_path), result)
+    enc = ubrain_jax.UniversalEncoder.load(str(tmp_path), devices=ONE, batch_images=4)
+    seen = enc.attention(images[:3], subject="t-subj02", voxels=[3, 0])
+    weights = state.params["head"]["functional"]
+    for voxel in range(2):
+        np.testing.assert_array_equal(seen.functional[voxel], weights)
+    np.testing.assert_allclose(
+        seen.contribution.sum("tap"),
+        enc.predict(images[:3], subject="t-subj02", voxels=[3, 0]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert "position" not in enc._bundle.shared["head"]
+
+
 def test_scores_are_those_of_the_metrics_and_seen_pictures_are_counted(
     enc, run, images
 ):
