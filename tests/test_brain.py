@@ -173,8 +173,7 @@ def test_a_hundred_volumes_take_the_memory_of_one(in_volume, tmp_path):
         written.append(len(asked))
         return sheet.image(number, row)
 
-    notes = sheets.Sheet(tmp_path / "p.json", b"{}", watched, b"", False, 0)
-    sheets.write([sheet._replace(image=watched)], rows, notes)
+    sheets.write([sheet._replace(image=watched)], rows, tmp_path / "p.json", "{}")
     assert written == list(range(1, 101))
     assert (tmp_path / "p.nii").stat().st_size == 352 + 100 * 4 * np.prod(GRID)
 

@@ -6,18 +6,17 @@ import io
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import browser
 from ubrain_jax import controls, errors, metrics
 from ubrain_jax.maps import pages, report, report_figures
 
 HOSTILE = '<img src=x onerror="alert(1)">'
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
 
 class Page(html.parser.HTMLParser):
@@ -480,21 +479,13 @@ def test_score_table_cannot_steer_the_terminal():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="needs chromium")
+@pytest.mark.skipif(not os.path.exists(browser.CHROMIUM), reason="needs chromium")
 def test_browser_shows_the_report(tmp_path):
     arguments = _arguments(names=(HOSTILE, "sub-b"))
     _written(tmp_path, **arguments, warnings=["Simulated data."])
     shot = tmp_path / "shot.png"
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [browser.CHROMIUM, *browser.FLAGS, profile]
     uri = (tmp_path / "report.html").as_uri()
     subprocess.run(
         [*command, f"--screenshot={shot}", "--window-size=900,2600", uri],

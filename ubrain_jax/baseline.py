@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +92,8 @@ def run(plan: Plan) -> dict[str, Any]:
         notes = evaluate.warnings_about(stores, random=source.random)
         for line in notes:
             print(f"note: {line}", flush=True)
-        tested = [s for s in stores.subjects if len(s.samples("test")) >= 3]
+        least = evaluate.LEAST_PICTURES
+        tested = [s for s in stores.subjects if len(s.samples("test")) >= least]
         for subject in tested:  # before hours of work
             fitting.check(subject)
         batch = plan.experiment.evaluate.batch_images
@@ -261,10 +261,7 @@ def main(argv: list[str]) -> int:
         gaziv.Settings(epochs=values.epochs),
     )
     result = run(plan)
-    print(report.score_table(result))
-    for line in result["warnings"]:
-        print(f"note: {line}")
-    print(f"report: {os.path.join(values.workdir, 'report.html')}")
+    print(report.closing(result, values.workdir))
     return 0
 
 

@@ -379,12 +379,12 @@ def restore(manager: Checkpoints, step: int, like: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _reader(handler: Any) -> Iterator[ocp.Checkpointer]:
+def _reader(handler: Any, **options: Any) -> Iterator[ocp.Checkpointer]:
     """Reads one item by its path; Orbax would warn of every item without metadata."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        with contextlib.closing(ocp.Checkpointer(handler)) as reader:
+        with contextlib.closing(ocp.Checkpointer(handler, **options)) as reader:
             yield reader
     finally:
         logging.set_verbosity(verbosity)
@@ -422,7 +422,8 @@ def read_params(
     """Trainable weights alone of the newest checkpoint, for other programs.
 
     Neither the stores of the run nor its devices are needed, and the optimiser's
-    moments are not read. Nothing in the workdir is changed.
+    moments are not read. Nothing in the workdir is changed. One of several processes
+    may read without the others.
 
     Args:
         workdir: Of a run.
@@ -440,8 +441,17 @@ def read_params(
     step = newest_whole(root)
     meta = read_meta(root, step)
     path = root / str(step) / "state"
+    own = jax.process_index()
+    # Orbax would wait for all processes.
+    alone: dict[str, Any] = {
+        "multiprocessing_options": ocp.options.MultiprocessingOptions(
+            primary_host=own,
+            active_processes={own},
+            barrier_sync_key_prefix=f"process-{own}",
+        )
+    }
     try:
-        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
+        with _reader(ocp.PyTreeCheckpointHandler(**alone), **alone) as reader:
             stored = cast(Any, reader.metadata(path).item_metadata).tree["params"]
             like = {"params": stored}
             host = jax.tree.map(

@@ -21,7 +21,7 @@ from absl import flags
 from flax import nnx
 
 import ubrain_jax
-from ubrain_jax import cluster, config, crowd, errors, sealed
+from ubrain_jax import cluster, config, crowd, errors, export, sealed
 from ubrain_jax.backbone import dinov2, weights
 from ubrain_jax.model import (
     bundle,
@@ -362,7 +362,7 @@ def convert(
     Raises:
         errors.InputError: If anything does not fit; then nothing is written.
     """
-    _check_out(out)
+    bundle.check_target(out)  # before minutes of work
     began = time.monotonic()
     source = released.open_encoder(path)
     settings = source.settings
@@ -419,12 +419,7 @@ def convert(
         subjects=tuple(own),
         # A table of another file need not be the one that the weights grew with.
         trained_with=() if base else tuple(counts),
-        backbone=bundle.Backbone(
-            _name_of(backbone),
-            provenance.sha256,
-            provenance.random,
-            provenance.geometry,
-        ),
+        backbone=export.backbone_of(provenance, experiment),
         seen=None,
         provenance=told,
     )
@@ -468,27 +463,6 @@ def _tell(
 def _grouped(names: Sequence[str]) -> str:
     """Names with the number of a tap or block left out, each once."""
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", n) for n in names))
-
-
-def _name_of(backbone: str) -> str:
-    """What a bundle calls its backbone: a hub id, or the name of a folder or file."""
-    path = pathlib.Path(backbone).expanduser()
-    return path.resolve().name if path.exists() else backbone
-
-
-def _check_out(out: str) -> None:
-    """Refuses what `bundle.write` would, before minutes of work."""
-    path = pathlib.Path(out)
-    if path.is_dir() and (bundle.is_bundle(path) or not any(path.iterdir())):
-        return
-    if path.exists():
-        raise errors.OutputError(
-            out,
-            "",
-            "exists and is no bundle",
-            "a new folder, or a bundle to replace",
-            "Choose another folder.",
-        )
 
 
 def main(argv: list[str]) -> int:

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 import tqdm
 import xarray
-from flax import nnx
 
 import ubrain_jax
 from ubrain_jax import (
@@ -55,23 +54,7 @@ class Predictor:
         self.run = run
         self._batch = _round_up(settings.batch_images, run.mesh.size)
         self._chunk = _round_up(settings.chunk_voxels, run.mesh.shape["voxel"])
-        graph, mesh = run.parts.graph, run.mesh
-        everywhere = sharding.place(mesh, sharding.REPLICATED)
-
-        def features(params, frozen, pictures):
-            return nnx.merge(graph, params, frozen).features(pictures)
-
-        def respond(params, frozen, features, embeddings):
-            model = nnx.merge(graph, params, frozen)
-            return model.respond_all(features, embeddings, None)
-
-        def respond_rows(params, frozen, features, stripe, row):
-            rows = params["table"][stripe, row]  # (n, E)
-            return respond(params, frozen, features, rows)
-
-        self._features = jax.jit(features, out_shardings=everywhere)
-        self._respond = jax.jit(respond, out_shardings=everywhere)
-        self._respond_rows = jax.jit(respond_rows, out_shardings=everywhere)
+        self._programs = encoder.programs(run.parts.graph, run.mesh)
 
     def of(self, run: experiments.Run) -> "Predictor":
         """The same programs for a run with as many voxels and the same settings."""
@@ -93,26 +76,13 @@ class Predictor:
             part = rows[start : start + self._batch]
             padded = np.resize(part, self._batch)  # one shape, compiled once
             pictures = crowd.read_pictures(run.stores, padded[own])
-            block = self.features_of(params, pictures, self._batch)
+            shape = (self._batch, *pictures.shape[1:])
+            pictures = sharding.put_block(run.mesh, sharding.IMAGES, shape, pictures)
+            block = self._programs.features(params, run.parts.frozen, pictures)
             if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
             out[start : start + len(part)] = np.asarray(block)[: len(part)]
         return out
-
-    def features_of(self, params: Any, pictures: np.ndarray, size: int) -> jax.Array:
-        """Features (size, L, P, C) of pictures (size, H, W, 3) uint8, on the devices.
-
-        One of several processes gives its share of the pictures.
-        """
-        mesh, shape = self.run.mesh, (size, *pictures.shape[1:])
-        placed = sharding.put_block(mesh, sharding.IMAGES, shape, pictures)
-        return self._features(params, self.run.parts.frozen, placed)
-
-    def respond(
-        self, params: Any, features: jax.Array, embeddings: jax.Array
-    ) -> jax.Array:
-        """Features (M, L, P, C), embeddings (n, E) -> (M, n), all on the devices."""
-        return self._respond(params, self.run.parts.frozen, features, embeddings)
 
     def responses(
         self,
@@ -126,7 +96,7 @@ class Predictor:
         run = self.run
         stripes = run.experiment.data.stripes
         where = encoder.table_rows(voxel, run.stores.num_voxels, stripes)
-        return self._stream(self._respond_rows, params, features, where, quiet)
+        return self._stream(self._programs.respond_rows, params, features, where, quiet)
 
     def of_embeddings(
         self, params: Any, features: np.ndarray, embeddings: np.ndarray
@@ -135,7 +105,8 @@ class Predictor:
 
         For voxels that are not in the table of `params`.
         """
-        return self._stream(self._respond, params, features, (embeddings,), True)
+        respond = self._programs.respond
+        return self._stream(respond, params, features, (embeddings,), True)
 
     def _stream(
         self, respond: Any, params: Any, features: np.ndarray, columns: tuple, quiet
@@ -175,7 +146,7 @@ def voxels_of(subject: crowd.SubjectRows) -> np.ndarray:
     return np.arange(subject.offset, subject.offset + subject.num_voxels)
 
 
-# Pictures of a subject below which its validation says nothing.
+# Pictures of a subject below which its scores say nothing.
 LEAST_PICTURES = 3
 
 
@@ -364,11 +335,11 @@ def score_predictions(
     began = time.monotonic() if began is None else began
     out = pathlib.Path(workdir)
     tests = [subject.samples("test") for subject in job.stores.subjects]
-    if not any(len(samples) >= 3 for samples in tests):
+    if not any(len(samples) >= LEAST_PICTURES for samples in tests):
         raise errors.InputError(
             ", ".join(job.stores.paths),
             "split",
-            "no subject has 3 test pictures",
+            f"no subject has {LEAST_PICTURES} test pictures",
             "a test split",
             "Prepare a store with one; a run's weights are in its checkpoints.",
         )
@@ -382,10 +353,10 @@ def score_predictions(
         ]
     )
     for subject, samples, some in zip(job.stores.subjects, tests, pools, strict=True):
-        if len(samples) < 3:
+        if len(samples) < LEAST_PICTURES:
             warnings.append(
-                f"{subject.name} has {len(samples)} test pictures; scores need 3 or "
-                "more, so it has none."
+                f"{subject.name} has {len(samples)} test pictures; scores need "
+                f"{LEAST_PICTURES} or more, so it has none."
             )
             continue
         predicted = predict(subject, samples)

@@ -13,35 +13,26 @@ from ubrain_jax import config, experiments, frozen
 from ubrain_jax.model import bundle, card
 
 
-def write(
-    run: experiments.Run,
-    workdir: str | os.PathLike,
-    result: dict[str, Any],
-    trained: frozen.Trained | None = None,
-) -> str:
+def write(run: experiments.Run, workdir: str | os.PathLike, result: dict) -> str:
     """Writes WORKDIR/encoder, whole or not at all.
 
     Args:
         run: The experiment.
         workdir: Its folder, with checkpoints.
         result: What `evaluate.evaluate` returned.
-        trained: The run's weights; None: read here, which with several processes
-            waits for all of them.
 
     Returns:
         Path of the bundle.
     """
     path = pathlib.Path(workdir) / "encoder"
-    trained = trained or frozen.read_encoder(str(workdir))
-    found = of_run(run, trained, result)
+    found = of_run(run, str(workdir), result)
     bundle.write(path, found, card.text(found))
     return str(path)
 
 
-def of_run(
-    run: experiments.Run, trained: frozen.Trained, result: dict[str, Any]
-) -> bundle.Bundle:
-    """The bundle of a run, from its weights and its stores."""
+def of_run(run: experiments.Run, workdir: str, result: dict[str, Any]) -> bundle.Bundle:
+    """The bundle of a run, from its checkpoints and its stores."""
+    trained = frozen.read_encoder(workdir)
     settings = run.experiment
     subjects, first = [], 0
     for rows in run.stores.subjects:
@@ -90,8 +81,9 @@ def backbone_of(provenance: Any, settings: config.Experiment) -> bundle.Backbone
         settings: Of which backbone.weights is read; of a path the last name is kept.
     """
     source = settings.backbone.weights
-    if os.path.exists(source):
-        source = os.path.basename(os.path.abspath(source))
+    path = os.path.expanduser(source)
+    if os.path.exists(path):
+        source = os.path.basename(os.path.abspath(path))
     return bundle.Backbone(
         source, provenance.sha256, provenance.random, provenance.geometry
     )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -193,28 +193,32 @@ def attach(
             f"the backbone of the encoder, {trained.backbone_sha256}",
             "Give its folder with --backbone.",
         )
-    refuse_seen(trained, run.stores)
+    refuse_seen(trained.seen, run.stores)
     everywhere = sharding.place(run.mesh, sharding.REPLICATED)
     shared = jax.tree.map(lambda a: jax.device_put(a, everywhere), trained.shared)
     return run, {**shared, "table": run.parts.trainable["table"]}
 
 
-def refuse_seen(trained: Trained, stores: crowd.Crowd) -> None:
+def refuse_seen(seen: Mapping[str, str] | None, stores: crowd.Crowd) -> None:
     """A test picture must not have shaped the weights that are tested on it.
+
+    Args:
+        seen: As `Trained.seen`; None: not known, so nothing is refused.
+        stores: Whose test pictures are looked at.
 
     Raises:
         errors.InputError: Listing those that have.
     """
-    if trained.seen is None:
+    if seen is None:
         return
-    ids = set(trained.seen.values())
+    ids = set(seen.values())
     tests = [subject.image[subject.samples("test")] for subject in stores.subjects]
     rows = np.unique(np.concatenate(tests))
     content = crowd.picture_hashes(stores)
     leaks = [
-        (stores.image_id[row], trained.seen.get(content[row], stores.image_id[row]))
+        (stores.image_id[row], seen.get(content[row], stores.image_id[row]))
         for row in rows
-        if content[row] in trained.seen or stores.image_id[row] in ids
+        if content[row] in seen or stores.image_id[row] in ids
     ]
     if leaks:
         listed = ", ".join(a if a == b else f"{a} (there {b})" for a, b in leaks[:20])
@@ -266,14 +270,11 @@ def features(
     digests = [content[row] for row in rows]
     key = json.dumps([trained.sha256, run.experiment.backbone.dtype, digests])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    path, proof = folder / f"{name}.features", folder / f"{name}.sha256"
-    if path.exists() and proof.exists() and path.stat().st_size == size:
-        digest = sealed.sha256_of(path)
-        if digest == proof.read_text().strip():
-            print(f"features from {path}", flush=True)
-            return np.memmap(path, dtype, "r", shape=shape)
-        print(f"note: {path} is damaged and computed again", flush=True)
-    return _compute_to_file(predictor, params, rows, path, proof, dtype, shape)
+    path = folder / f"{name}.features"
+    if sealed.is_proven(path, size):
+        print(f"features from {path}", flush=True)
+        return np.memmap(path, dtype, "r", shape=shape)
+    return _compute_to_file(predictor, params, rows, path, dtype, shape)
 
 
 def _compute(
@@ -292,7 +293,6 @@ def _compute_to_file(
     params: Any,
     rows: np.ndarray,
     path: pathlib.Path,
-    proof: pathlib.Path,
     dtype: np.dtype,
     shape: tuple[int, ...],
 ) -> np.ndarray:
@@ -301,7 +301,7 @@ def _compute_to_file(
     with whole.writing(path, room) as unfinished:
         out = np.memmap(unfinished, dtype, "w+", shape=shape)
         _compute(predictor, params, rows, out)
-        whole.write_text(proof, sealed.sha256_of(unfinished) + "\n")
+        whole.write_text(sealed.proof_of(path), sealed.sha256_of(unfinished) + "\n")
     return np.memmap(path, dtype, "r", shape=shape)
 
 

@@ -30,7 +30,6 @@ from ubrain_jax import (
     evaluate,
     experiments,
     export,
-    frozen,
     memory,
     optim,
     train,
@@ -104,11 +103,11 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
     for line in evaluate.warnings_of(run):
         print(f"note: {line}", flush=True)
     trained = sum(a.size for a in jax.tree.leaves(run.parts.trainable))
-    fixed = sum(a.size for a in jax.tree.leaves(run.parts.frozen))
+    frozen = sum(a.size for a in jax.tree.leaves(run.parts.frozen))
     print(
         f"{len(run.stores.subjects)} subjects, {run.stores.num_voxels} voxels, "
         f"{len(run.stores.image_id)} pictures; {trained:,} trainable and "
-        f"{fixed:,} frozen weights; mesh {dict(run.mesh.shape)}",
+        f"{frozen:,} frozen weights; mesh {dict(run.mesh.shape)}",
         flush=True,
     )
     print(_memory(run), flush=True)
@@ -135,17 +134,11 @@ def _run(experiment: config.Experiment, workdir: pathlib.Path) -> int:
             )
     params, step = train.chosen_weights(run, state, str(workdir))
     result = evaluate.evaluate(run, params, str(workdir), step)
-    watch.alive("writing the encoder")
-    # Orbax waits for all processes, so all of them read.
-    trained = frozen.read_encoder(str(workdir))
     if not cluster.is_first():
         return 0
-    exported = export.write(run, workdir, result, trained)
-    print(report.score_table(result))
-    for line in result["warnings"]:
-        print(f"note: {line}")
-    print(f"encoder: {exported}")
-    print(f"report: {os.path.join(workdir, 'report.html')}")
+    watch.alive("writing the encoder")
+    exported = export.write(run, workdir, result)
+    print(report.closing(result, workdir, encoder=exported))
     return 0
 
 

@@ -158,14 +158,12 @@ def _refuse_seen(
     stores: crowd.Crowd,
 ) -> None:
     """Test pictures that shaped weights or a subject's embeddings are refused."""
-    encoder = frozen.of_bundle(trained, "the encoder")
-    if encoder.seen is None:
+    if trained.seen is None:
         return
     for subject in stores.subjects:
         own = known[subject.name].provenance.get("image_sha256", [])
-        seen = {**dict.fromkeys(own, ""), **encoder.seen}
-        one = stores._replace(subjects=(subject,))
-        frozen.refuse_seen(encoder._replace(seen=seen), one)
+        seen = {**dict.fromkeys(own, ""), **trained.seen}
+        frozen.refuse_seen(seen, stores._replace(subjects=(subject,)))
 
 
 def of_predictions(stores: crowd.Crowd, path: str, ids: str | None = None) -> Model:
@@ -303,10 +301,7 @@ def main(argv: list[str]) -> int:
     result = answer(Asked(**told))
     if result is None:
         return 0
-    print(report.score_table(result))
-    for line in result["warnings"]:
-        print(f"note: {line}")
-    print(f"report: {os.path.join(values.out, 'report.html')}")
+    print(report.closing(result, values.out))
     return 0
 
 

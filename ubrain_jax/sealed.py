@@ -89,6 +89,26 @@ def _files(folder: pathlib.Path, unread: tuple[str, ...]) -> dict[str, pathlib.P
     }
 
 
+def proof_of(path: pathlib.Path) -> pathlib.Path:
+    """Where the hash of a file of its own stands: NAME.sha256 beside it."""
+    return path.with_suffix(".sha256")
+
+
+def is_proven(path: pathlib.Path, size: int) -> bool:
+    """Whether a file is there, of that size, with the content its proof tells.
+
+    One that is damaged is named on the terminal; its owner makes it anew.
+    """
+    proof = proof_of(path)
+    if not (path.exists() and proof.exists()):
+        return False
+    told = proof.read_text().strip()
+    if path.stat().st_size == size and sha256_of(path) == told:
+        return True
+    print(f"note: {path} is damaged and computed again", flush=True)
+    return False
+
+
 def sha256_of(path: pathlib.Path) -> str:
     """Hash of a file's content, in hexadecimal."""
     with path.open("rb") as file:

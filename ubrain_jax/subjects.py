@@ -123,7 +123,7 @@ def transfer(
     stores = crowd.with_images(ready.run.stores, num_images, settings.seed)
     run = ready.run._replace(stores=stores)
     [subject] = stores.subjects
-    path = out / "subjects" / f"{subject.name}.safetensors"
+    path = out / bundle.subject_file(subject.name)
     asked = _asked(settings, num_images, stores)
     if path.exists():
         old = bundle.read_subject(path, trained.sha256)

@@ -14,6 +14,7 @@ from absl import flags
 
 from ubrain_jax import checkpoint, cluster, errors, evaluate, frozen, subjects
 from ubrain_jax.maps import report
+from ubrain_jax.model import bundle
 
 
 def main(argv: list[str]) -> int:
@@ -54,12 +55,8 @@ def main(argv: list[str]) -> int:
             flush=True,
         )
         result = subjects.transfer(ready, settings, num_images, values.workdir)
-    print(report.score_table(result))
-    for line in result["warnings"]:
-        print(f"note: {line}")
-    out = pathlib.Path(values.workdir)
-    print(f"subject: {out / 'subjects' / subject.name}.safetensors")
-    print(f"report: {out / 'report.html'}")
+    fitted = pathlib.Path(values.workdir) / bundle.subject_file(subject.name)
+    print(report.closing(result, values.workdir, subject=fitted))
     return 0
 
 

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import tqdm
 import xarray
-from flax import nnx
 
 from ubrain_jax import (
     config,
@@ -57,11 +56,8 @@ class _Compiled(NamedTuple):
 
     network: experiments.Network
     mesh: jax.sharding.Mesh
-    parts: encoder.Parts
-    params: Any
-    features: Any
-    respond: Any
-    look: Any
+    weights: tuple[Any, Any]  # trainable and frozen, on the mesh
+    programs: encoder.Programs
 
 
 class UniversalEncoder:
@@ -270,7 +266,12 @@ class UniversalEncoder:
             subject), ncsnr, x, y, z (position) and one per region, `roi_NAME`.
         """
         opened = self._open(images, background)
-        chosen = self._choose(subject, roi, voxels)
+        return self._predict(opened, subject, self._choose(subject, roi, voxels))
+
+    def _predict(
+        self, opened: given.Given, subject: str, chosen: np.ndarray
+    ) -> xarray.DataArray:
+        """As `predict`, of voxels by number."""
         out = np.empty((len(opened), len(chosen)), np.float32)
         start = 0
         for block in self._blocks(opened, self.subject(subject).embedding[chosen]):
@@ -339,7 +340,7 @@ class UniversalEncoder:
         done = 0
         for ids, features in self._features(opened):
             for some, part in self._chunks(rows):
-                look = compiled.look(compiled.params, features, part)
+                look = compiled.programs.look(*compiled.weights, features, part)
                 weights, own = (np.asarray(x)[: len(ids)] for x in look)
                 weights, own = weights[:, : len(rows[some])], own[:, : len(rows[some])]
                 here = slice(done, done + len(ids))
@@ -411,19 +412,21 @@ class UniversalEncoder:
             raise errors.ConfigError(
                 "metric", "", repr(metric), ", ".join(SCORES), "Choose one."
             )
-        predicted = self.predict(
-            images, subject=subject, roi=roi, voxels=voxels, background=background
-        )
+        opened = self._open(images, background)
+        chosen = self._choose(subject, roi, voxels)
         measured = np.asarray(responses)
-        if measured.shape != predicted.shape:
+        shape = len(opened), len(chosen)
+        if measured.shape != shape:
             raise errors.InputError(
                 "responses",
                 "",
                 f"shape {measured.shape}",
-                f"{predicted.shape}, pictures by voxels",
+                f"{shape}, pictures by voxels",
                 "Give a row for each picture and a column for each predicted voxel.",
             )
-        seen = self._count_seen(self._open(images, background), subject)
+        hashes: list[str] = []
+        predicted = self._predict(_noting(opened, hashes), subject, chosen)
+        seen = self._count_seen(hashes, subject)
         if seen:
             warnings.warn(
                 f"{seen} of {len(measured)} pictures shaped the weights or {subject}'s "
@@ -587,8 +590,9 @@ class UniversalEncoder:
         for ids, features in self._features(opened):
             values = np.empty((len(ids), len(rows)), np.float32)
             for some, part in chunks:
-                block = np.asarray(compiled.respond(compiled.params, features, part))
-                values[:, some] = block[: len(ids), : values[:, some].shape[1]]
+                block = compiled.programs.respond(*compiled.weights, features, part)
+                size = len(rows[some])
+                values[:, some] = np.asarray(block)[: len(ids), :size]
             yield Block(ids, values)
 
     def _features(self, opened: given.Given) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -602,7 +606,8 @@ class UniversalEncoder:
                 padded = np.zeros((size, *pictures.shape[1:]), np.uint8)
                 padded[: len(pictures)] = pictures
                 placed = sharding.put(compiled.mesh, sharding.IMAGES, padded)
-                yield opened.ids[some], compiled.features(compiled.params, placed)
+                features = compiled.programs.features(*compiled.weights, placed)
+                yield opened.ids[some], features
                 bar.update(len(pictures))
 
     def _chunks(self, rows: np.ndarray) -> Iterator[tuple[slice, jax.Array]]:
@@ -614,15 +619,13 @@ class UniversalEncoder:
             padded[: len(rows[some])] = rows[some]
             yield some, sharding.put(mesh, sharding.TABLE, padded)
 
-    def _count_seen(self, opened: given.Given, subject: str) -> int | None:
+    def _count_seen(self, hashes: Sequence[str], subject: str) -> int | None:
         """How many pictures shaped what predicts them; None where that is not known."""
         own = self.subject(subject).provenance.get("image_sha256", [])
         if self._bundle.seen is None:
             return None
-        known, count = set(self._bundle.seen) | set(own), 0
-        for some in _slices(len(opened), 256):
-            count += sum(crowd.picture_sha256(p) in known for p in opened.read(some))
-        return count
+        known = set(self._bundle.seen) | set(own)
+        return sum(digest in known for digest in hashes)
 
     def _ready(self) -> _Compiled:
         """Reads the backbone and compiles, once."""
@@ -656,35 +659,19 @@ def _compile(
     everywhere = sharding.place(mesh, sharding.REPLICATED)
     shared = jax.tree.map(lambda a: jax.device_put(a, everywhere), trained.shared)
     params = {**shared, "table": parts.trainable["table"]}
-    graph, fixed = parts.graph, parts.frozen
+    programs = encoder.programs(parts.graph, mesh)
+    return _Compiled(network, mesh, (params, parts.frozen), programs)
 
-    def model(params: Any, fixed: Any) -> encoder.Encoder:
-        return nnx.merge(graph, params, fixed)
 
-    def features(params, fixed, pictures):
-        return model(params, fixed).features(pictures)
+def _noting(opened: given.Given, hashes: list[str]) -> given.Given:
+    """The same pictures, whose hashes are noted when they are read, which is once."""
 
-    def respond(params, fixed, features, embeddings):
-        return model(params, fixed).respond_all(features, embeddings, None)
+    def read(some: slice) -> np.ndarray:
+        block = opened.read(some)
+        hashes.extend(map(crowd.picture_sha256, block))
+        return block
 
-    def look(params, fixed, features, embeddings):
-        one = model(params, fixed).head.look
-        every = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
-        return every(features, embeddings)
-
-    def compiled(program):
-        program = jax.jit(program, out_shardings=everywhere)
-        return lambda params, *rest: program(params, fixed, *rest)
-
-    return _Compiled(
-        network,
-        mesh,
-        parts,
-        params,
-        compiled(features),
-        compiled(respond),
-        compiled(look),
-    )
+    return given.Given(opened.ids, read)
 
 
 def _bucket(count: int, most: int, multiple: int) -> int:

@@ -37,7 +37,7 @@ def begin(
             f"that of this run, {run.provenance.sha256 or 'random'}",
             "Use the same backbone.weights.",
         )
-    frozen.refuse_seen(trained, run.stores)
+    frozen.refuse_seen(trained.seen, run.stores)
     old, new = encoder.by_name(trained.shared), encoder.by_name(params)
     table = new.pop("table")
     faults = [f"{name} is missing" for name in sorted(new.keys() - old.keys())]

@@ -212,7 +212,7 @@ def cached(
     shapes = [(len(rows), *x.shape[1:]) for x in first]
     paths = [folder / f"{name}-{k}.features" for k in range(len(shapes))]
     if not all(
-        _whole(path, shape, source.dtype)
+        sealed.is_proven(path, int(np.prod(shape)) * source.dtype.itemsize)
         for path, shape in zip(paths, shapes, strict=True)
     ):
         _compute(stores, source, rows, paths, shapes, batch_images)
@@ -228,18 +228,6 @@ def cached(
 def _block(stores: crowd.Crowd, rows: np.ndarray, size: int) -> np.ndarray:
     """Pictures (size, y, x, 3), the rows repeated to one size."""
     return crowd.read_pictures(stores, np.resize(rows, size))
-
-
-def _whole(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether a file of features is there, and as it was written."""
-    proof = path.with_suffix(".sha256")
-    if not (path.exists() and proof.exists()):
-        return False
-    size = int(np.prod(shape)) * dtype.itemsize
-    if path.stat().st_size == size and sealed.sha256_of(path) == proof.read_text():
-        return True
-    print(f"note: {path} is damaged and computed again", flush=True)
-    return False
 
 
 def _compute(
@@ -270,7 +258,7 @@ def _compute(
                 layer[start : start + len(part)] = values
         for path, temporary, layer in zip(paths, unfinished, out, strict=True):
             layer.flush()
-            whole.write_text(path.with_suffix(".sha256"), sealed.sha256_of(temporary))
+            whole.write_text(sealed.proof_of(path), sealed.sha256_of(temporary) + "\n")
 
 
 def _not_finite(

@@ -178,10 +178,7 @@ def write(
     if output.path.name.endswith(".npy"):
         told["Voxels"] = {"voxel": numbers.tolist(), **_voxels(subject)}
     text = json.dumps(told, indent=1, allow_nan=False, default=str) + "\n"
-    notes = sheets.Sheet(
-        output.files[-1], text.encode(errors="replace"), _no_image, b"", False, 0
-    )
-    sheets.write(output.sheets, rows, notes)
+    sheets.write(output.sheets, rows, output.files[-1], text)
     return output
 
 
@@ -283,11 +280,6 @@ def _is_ours(folder: pathlib.Path) -> bool:
         return node["attributes"]["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _no_image(number: int, row: np.ndarray) -> bytes:
-    """A sidecar has no images."""
-    raise NotImplementedError(f"image {number} of {len(row)} voxels in a sidecar")
 
 
 def _npy(path: pathlib.Path, num_images: int, num_voxels: int) -> sheets.Sheet:

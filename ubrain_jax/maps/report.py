@@ -18,6 +18,21 @@ from ubrain_jax.maps.report_figures import SubjectScores
 from ubrain_jax.maps.report_sections import Retrieved
 
 
+def closing(
+    metrics: Mapping[str, Any], workdir: str | os.PathLike, **made: str | os.PathLike
+) -> str:
+    """What a command prints at its end: scores, what to know, where things are.
+
+    Args:
+        metrics: The dict of `metrics.json`.
+        workdir: With report.html.
+        **made: Other files, by what they are.
+    """
+    lines = [score_table(metrics), *(f"note: {line}" for line in metrics["warnings"])]
+    made["report"] = os.path.join(workdir, "report.html")
+    return "\n".join([*lines, *(f"{name}: {path}" for name, path in made.items())])
+
+
 def score_table(metrics: Mapping[str, Any]) -> str:
     """The scores of `metrics.json` as aligned text: a row per subject and region.
 

@@ -44,20 +44,26 @@ class Sheet(NamedTuple):
     room: int
 
 
-def write(sheets: Sequence[Sheet], rows: Iterable[np.ndarray], notes: Sheet) -> None:
+def write(
+    sheets: Sequence[Sheet],
+    rows: Iterable[np.ndarray],
+    sidecar: pathlib.Path,
+    text: str,
+) -> None:
     """Writes files side by side, all of them whole or none.
 
     Args:
         sheets: The files.
         rows: (V,) float32 of each image in turn.
-        notes: A file that has no images; like the others it comes whole.
+        sidecar: A file that has no images; like the others it comes whole.
+        text: What it says.
 
     Raises:
         errors.OutputError: If one cannot be written.
     """
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(_stream(sheet)) for sheet in sheets]
-        beside = stack.enter_context(_stream(notes))
+        beside = stack.enter_context(whole.writing(sidecar, _NEEDS))
         for sheet, stream in zip(sheets, streams, strict=True):
             stream.write(sheet.begin)
         for number, row in enumerate(rows):
@@ -65,7 +71,7 @@ def write(sheets: Sequence[Sheet], rows: Iterable[np.ndarray], notes: Sheet) -> 
                 stream.write(sheet.image(number, row))
         for sheet, stream in zip(sheets, streams, strict=True):
             stream.write(sheet.end)
-        beside.write(notes.begin)
+        beside.write_bytes(text.encode(errors="replace"))
 
 
 @contextlib.contextmanager

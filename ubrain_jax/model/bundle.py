@@ -270,14 +270,7 @@ def write(path: str | os.PathLike, bundle: Bundle, card: str | None = None) -> N
         errors.InputError: If the bundle contradicts itself.
     """
     path = pathlib.Path(path)
-    if path.exists() and (path.is_file() or not _may_replace(path)):
-        raise errors.OutputError(
-            path,
-            "",
-            "exists and is no bundle",
-            "a new folder, or a bundle to replace",
-            "Choose another folder.",
-        )
+    check_target(path)
     shared = {
         name: np.ascontiguousarray(value, np.float32)
         for name, value in encoder.by_name(bundle.shared).items()
@@ -401,8 +394,23 @@ def subject_file(name: str) -> str:
     return f"subjects/{name}.safetensors"
 
 
-def _may_replace(path: pathlib.Path) -> bool:
-    return is_bundle(path) or not any(path.iterdir())
+def check_target(path: str | os.PathLike) -> None:
+    """Refuses a path that holds anything but a bundle to replace.
+
+    Raises:
+        errors.OutputError: If it does.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    if not path.is_dir() or not (is_bundle(path) or not any(path.iterdir())):
+        raise errors.OutputError(
+            path,
+            "",
+            "exists and is no bundle",
+            "a new folder, or a bundle to replace",
+            "Choose another folder.",
+        )
 
 
 def _files_of(subjects: list[str], has_seen: bool) -> list[str]:

@@ -277,6 +277,50 @@ def shared_shapes(
     return {name: leaf.shape for name, leaf in jax.eval_shape(make).items()}
 
 
+class Programs(NamedTuple):
+    """Compiled pieces of an encoder, for predictions: no dropout, no gradient.
+
+    Each takes trainable and frozen weights first; results are on all devices. What is
+    never called is never compiled.
+
+    Attributes:
+        features: Pictures (B, H, W, 3) uint8 -> (B, L, P, C).
+        respond: Features, embeddings (n, E) -> responses (B, n).
+        respond_rows: Features, stripes and rows (n,) of the table -> (B, n).
+        look: Features, embeddings (n, E) -> `head.Head.look` of each image and voxel.
+    """
+
+    features: Any
+    respond: Any
+    respond_rows: Any
+    look: Any
+
+
+def programs(graph: Any, mesh: jax.sharding.Mesh) -> Programs:
+    """Pieces of the encoder of `Parts.graph`, on a mesh."""
+
+    def model(params: Any, frozen: Any) -> Encoder:
+        return nnx.merge(graph, params, frozen)
+
+    def features(params, frozen, pictures):
+        return model(params, frozen).features(pictures)
+
+    def respond(params, frozen, features, embeddings):
+        return model(params, frozen).respond_all(features, embeddings, None)
+
+    def respond_rows(params, frozen, features, stripe, row):
+        rows = params["table"][stripe, row]  # (n, E)
+        return respond(params, frozen, features, rows)
+
+    def look(params, frozen, features, embeddings):
+        one = model(params, frozen).head.look
+        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(features, embeddings)
+
+    everywhere = sharding.place(mesh, sharding.REPLICATED)
+    pieces = (features, respond, respond_rows, look)
+    return Programs(*(jax.jit(piece, out_shardings=everywhere) for piece in pieces))
+
+
 def leaf_name(path: Any) -> str:
     """Name of a leaf from its path, as head/fc1_kernel."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
