@@ -14,7 +14,7 @@ import pytest
 import xarray
 
 from tests.several import Started, command, environment, wait_for_lines, write_config
-from ubrain_jax import checkpoint, errors
+from ubrain_jax import checkpoint, errors, whole
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def on_mesh(data, voxel):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
+def finished(config, tmp_path_factory):
     """Finished runs of two processes, by mesh."""
     done = {}
 
@@ -103,8 +103,8 @@ def whole(config, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("data", "voxel"), [(2, 4), (1, 8), (8, 1)])
-def test_two_processes_give_the_losses_and_scores_of_one(alone, whole, data, voxel):
-    workdir = whole(data, voxel)
+def test_two_processes_give_the_losses_and_scores_of_one(alone, finished, data, voxel):
+    workdir = finished(data, voxel)
     assert len(losses(alone)) == 10
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
     np.testing.assert_allclose(scores(workdir), scores(alone), rtol=0, atol=1e-5)
@@ -113,7 +113,7 @@ def test_two_processes_give_the_losses_and_scores_of_one(alone, whole, data, vox
 
 
 def test_a_signal_to_one_and_the_death_of_another_lose_no_number(
-    config, tmp_path, whole
+    config, tmp_path, finished
 ):
     """SIGTERM to process 1, then SIGKILL of process 0, then to the end."""
     workdir = tmp_path / "run"
@@ -138,7 +138,7 @@ def test_a_signal_to_one_and_the_death_of_another_lose_no_number(
     assert f"resuming at step {saved} of 10" in run.out(0)
     with pair(config, workdir, *on_mesh(2, 4)) as run:
         assert run.codes() == [0, 0], run.told()
-    unbroken = whole(2, 4)
+    unbroken = finished(2, 4)
     assert losses(workdir) == losses(unbroken)
     np.testing.assert_array_equal(scores(workdir), scores(unbroken))
 
@@ -209,11 +209,11 @@ def test_one_process_saves_on_a_signal_and_goes_on(config, tmp_path, alone):
 
 @pytest.mark.parametrize(("devices", "mesh"), [(1, (1, 1)), (8, (1, 8))])
 def test_what_two_processes_saved_goes_on_in_one(
-    config, whole, alone, tmp_path, devices, mesh
+    config, finished, alone, tmp_path, devices, mesh
 ):
     """The newest step is taken away, so that two are left to do again."""
     workdir = tmp_path / "run"
-    shutil.copytree(whole(2, 4), workdir)
+    shutil.copytree(finished(2, 4), workdir)
     for step in sorted(steps_of(workdir))[1:]:
         shutil.rmtree(workdir / "checkpoints" / str(step))
     (first,) = steps_of(workdir)
