@@ -31,7 +31,6 @@ from flax import nnx
 from ubrain_jax import (
     batches,
     config,
-    evaluate,
     experiments,
     memory,
     optim,
@@ -258,7 +257,7 @@ def compile_evaluation(run: experiments.Run, images: int, voxels: int) -> Any:
     shape += (run.experiment.head.channels,)
     features = _shape(shape, jnp.float32, sharding.place(run.mesh, sharding.FEATURES))
     index = _shape((voxels,), jnp.int32, sharding.place(run.mesh, sharding.TABLE))
-    respond = evaluate.Predictor(run)._respond_rows
+    respond = encoder.programs(run.parts.graph, run.mesh).respond_rows
     parts = run.parts
     return respond.lower(
         parts.trainable, parts.frozen, features, index, index
