@@ -143,8 +143,12 @@ def read_warnings(folders: Iterable[str | os.PathLike]) -> list[str]:
     return list(found)
 
 
-def read_voxels(folder: str | os.PathLike, subject: str) -> xarray.Dataset:
-    """A subject's per-voxel table of a finished cell, in memory.
+def read_voxels(
+    folder: str | os.PathLike,
+    subject: str,
+    columns: Sequence[str] = ("pearson", "position"),
+) -> xarray.Dataset:
+    """Columns of a subject's per-voxel table of a finished cell, in memory.
 
     Raises:
         errors.InputError: If it is absent or damaged.
@@ -152,7 +156,7 @@ def read_voxels(folder: str | os.PathLike, subject: str) -> xarray.Dataset:
     path = pathlib.Path(folder) / "voxels" / f"{subject}.zarr"
     try:
         with xarray.open_zarr(path) as table:
-            return table[["pearson", "position"]].load()
+            return table[list(columns)].load()
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(path, "", error) from error
 
