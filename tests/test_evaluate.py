@@ -211,7 +211,7 @@ def test_a_control_above_chance_is_a_warning(run, tmp_path, monkeypatch):
     monkeypatch.setattr(controls, "scores_in", lambda *_: next(given))
     result = evaluate.evaluate(run, run.parts.trainable, str(tmp_path), 0)
     names = [s.name for s in run.stores.subjects]
-    [line] = [w for w in result["warnings"] if w.startswith("note: a control")]
+    [line] = [w for w in result["warnings"] if w.startswith("A control")]
     assert names[1] in line
     assert names[0] not in line
     assert "wrong_image has two_afc 0.900" in line

@@ -380,7 +380,7 @@ def score_predictions(
         ranks.write(out, subject.name, ids, found)
         summaries[subject.name] = summary
         warnings += [
-            f"note: a control of {subject.name} is above chance, so its retrieval and "
+            f"A control of {subject.name} is above chance, so its retrieval and "
             f"forced choice cannot be trusted: {line}."
             for line in controls.above_chance(summary["controls"])
         ]
