@@ -220,19 +220,26 @@ def _voxels(subject: bundle.Subject) -> dict[str, Any]:
     }
 
 
+def space_of(subject: bundle.Subject) -> str:
+    """Whether a subject is in a "volume", on a "surface", or does not say it: "".
+
+    Decides by the attributes `grid`, `vertices` and `space`.
+    """
+    if subject.attrs.get("grid"):
+        return "volume"
+    known = str(subject.attrs.get("space")) in surface.VERTICES
+    return "surface" if subject.attrs.get("vertices") or known else ""
+
+
 def _check_space(path: pathlib.Path, subject: bundle.Subject, asked: str) -> None:
     """An ending for the space that the subject's positions are in."""
-    attrs = subject.attrs
-    if attrs.get("grid"):
-        found = "volume"
-    elif attrs.get("vertices") or attrs.get("space") in surface.VERTICES:
-        found = "surface"
-    else:
+    found = space_of(subject)
+    if not found:
         raise errors.InputError(
             path,
             subject.name,
             f"its attributes name no grid and no vertices (space: "
-            f"{attrs.get('space', 'not said')!r})",
+            f"{subject.attrs.get('space', 'not said')!r})",
             f"a subject in a {asked}",
             "Prepare its store again: older ones do not say it, and your own data need "
             "--mask, or --position and --space=fsaverage. Or write .npy or .zarr.",

@@ -1,0 +1,2 @@
+"""stub"""
+def figure(*a): raise NotImplementedError
