@@ -139,5 +139,48 @@ def test_embeddings_that_are_not_finite_and_unknown_subjects_are_refused():
     table.embedding[77, 0] = np.nan
     with pytest.raises(errors.InputError, match="not finite"):
         neighbours.nearest(table, np.array([0]))
-    with pytest.raises(errors.ConfigError, match="no subject .s9.; expected some of s0, s1, s2"):
+    with pytest.raises(
+        errors.ConfigError, match="no subject 's9'; expected some of s0"
+    ):
         neighbours.of_subjects(table, ["s1", "s9"])
+
+
+def placed(position):
+    """A table of one subject whose voxels lie at these places."""
+    position = np.array(position, np.int32)
+    table = make_table((len(position),))
+    return table._replace(position=position)
+
+
+def test_a_voxel_is_found_by_its_place_and_the_nearest_one_is_named():
+    table = placed([[1, 2, 3], [4, 5, 6], [4, 5, 8]])
+    assert neighbours.at_position(table, "s0", [4, 5, 6]) == 1
+    with pytest.raises(
+        errors.ConfigError, match=r"voxel 2 at 4,5,8 is nearest, 1\.4 voxels away"
+    ):
+        neighbours.at_position(table, "s0", [4, 6, 9])
+    # As near as each other: the first.
+    with pytest.raises(errors.ConfigError, match="voxel 1 at 4,5,6"):
+        neighbours.at_position(table, "s0", [4, 5, 7])
+
+
+def test_a_vertex_is_found_by_hemisphere_and_number():
+    table = placed([[0, 7, -1], [1, 7, -1], [1, 900, -1]])
+    assert neighbours.at_position(table, "s0", [1, 7]) == 1
+    assert neighbours.at_position(table, "s0", [1, 900, -1]) == 2
+    with pytest.raises(errors.ConfigError, match=r"no voxel at 1,8.*its 3 vertices"):
+        neighbours.at_position(table, "s0", [1, 8])
+
+
+@pytest.mark.parametrize(
+    ("position", "asked", "message"),
+    [
+        ([[-1, -1, -1]], [0, 0, 0], "no position is known"),
+        ([[1, 2, 3]], [1, 2], r"1,2; expected i,j,k"),
+        ([[1, 2, 3]], [1.5, 2, 3], "whole numbers"),
+        ([[1, 2, 3]], [[1, 2, 3]], "i,j,k"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(position, asked, message):
+    with pytest.raises(errors.ConfigError, match=message):
+        neighbours.at_position(placed(position), "s0", asked)

@@ -155,6 +155,60 @@ def of_subjects(table: pooled.Pooled, names: Sequence[str]) -> np.ndarray:
     return np.isin(table.subject, [table.names.index(name) for name in names])
 
 
+def at_position(
+    table: pooled.Pooled, subject: str, position: Sequence[int] | np.ndarray
+) -> int:
+    """Row of the voxel of a subject at a place.
+
+    Args:
+        table: V voxels.
+        subject: One of `table.names`.
+        position: i, j, k on the subject's grid; on a surface hemisphere (0 left, 1
+            right) and vertex.
+
+    Raises:
+        errors.ConfigError: If no voxel of the subject is there; in a volume the
+            message names the nearest one.
+    """
+    rows = np.flatnonzero(of_subjects(table, [subject]))
+    places = table.position[rows]
+    on_surface = bool((places[:, 2] == -1).all())
+    asked = np.asarray(position)
+    told = ",".join(map(str, asked.ravel().tolist()))
+    if (places[:, 1] == -1).all():
+        raise errors.ConfigError(
+            "position",
+            "",
+            f"no position is known of {subject}'s voxels",
+            "a subject with positions",
+            "Give a voxel by number.",
+        )
+    if on_surface and asked.shape == (2,):
+        asked = np.append(asked, -1)
+    if asked.shape != (3,) or asked.dtype.kind not in "iu":
+        form = "hemisphere,vertex" if on_surface else "i,j,k"
+        raise errors.ConfigError(
+            "position", "", told, f"{form}: whole numbers", "Write it like that."
+        )
+    there = np.flatnonzero((places == asked).all(1))
+    if len(there):
+        return int(rows[there[0]])
+    expected = f"one of its {len(rows):,} vertices"
+    action = "Choose another, or give a voxel by number."
+    if not on_surface:
+        far = np.linalg.norm(places.astype(float) - asked, axis=1)
+        k = int(far.argmin())
+        place = ",".join(map(str, places[k].tolist()))
+        expected = f"the place of one of its {len(rows):,} voxels"
+        action = (
+            f"Its voxel {table.voxel[rows[k]]} at {place} is nearest, "
+            f"{far[k]:.1f} voxels away."
+        )
+    raise errors.ConfigError(
+        "position", "", f"{subject} has no voxel at {told}", expected, action
+    )
+
+
 def _queries(
     table: pooled.Pooled, query: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray]:
