@@ -31,6 +31,7 @@ from ubrain_jax import (
     sharding,
     subjects,
 )
+from ubrain_jax.atlas import neighbours, pooled
 from ubrain_jax.datasets import given, schema
 from ubrain_jax.model import bundle, card, encoder
 
@@ -63,8 +64,8 @@ class _Compiled(NamedTuple):
 class UniversalEncoder:
     """A trained encoder with the subjects that it knows.
 
-    Made by `load`; `subjects`, `voxels`, `predict`, `attention`, `score` and
-    `fit_subject` are documented one by one. The frozen backbone is read when it is
+    Made by `load`; `subjects`, `voxels`, `predict`, `attention`, `score`, `similar`
+    and `fit_subject` are documented one by one. The frozen backbone is read when it is
     first needed, so that an encoder's voxels can be looked at without it.
 
     Pictures, in every function: an array (N, H, W, 3) of uint8 or of floats in 0..1,
@@ -451,6 +452,90 @@ class UniversalEncoder:
         }
         return score
 
+    def similar(
+        self,
+        subject: str,
+        *,
+        voxel: int | None = None,
+        roi: str | Sequence[str] | None = None,
+        position: Sequence[int] | None = None,
+        n: int = 10,
+        among: Sequence[str] | None = None,
+        other_brains: bool = True,
+    ) -> xarray.Dataset:
+        """Voxels whose embeddings are nearest to that of a voxel or a region.
+
+        All voxels are compared; neither the backbone nor a picture is needed.
+
+        Args:
+            subject: Whose voxel or region it is.
+            voxel: Its number in the subject. Give one of voxel, roi, position.
+            roi: Region or regions (their union), which stand for the mean of their
+                voxels' embeddings, each scaled to length 1.
+            position: Of a voxel: i, j, k, or hemisphere and vertex.
+            n: Neighbours; fewer if there are fewer voxels.
+            among: Subjects to search; default: all.
+            other_brains: Whether the subject's own voxels are left out. If not, only
+                those asked for are.
+
+        Returns:
+            Dataset over (neighbour), most similar first: subject, voxel (number in
+            it), similarity (cosine, -1..1), position (neighbour, axis), regions
+            (names with commas between).
+
+        Raises:
+            errors.ConfigError: If there is no such subject, region or voxel, or none
+                to search.
+
+        Example:
+            >>> enc = UniversalEncoder.load("runs/nsd8")      # doctest: +SKIP
+            >>> enc.similar("nsd-subj01", roi="PPA", n=5)     # doctest: +SKIP
+        """
+        if sum(x is not None for x in (voxel, roi, position)) != 1:
+            raise errors.ConfigError(
+                "voxel, roi, position",
+                "",
+                "none of them, or several",
+                "one",
+                "Say which voxel or region it is about.",
+            )
+        who = self.subject(subject)
+        searched = self.subjects if among is None else tuple(among)
+        parts = [self.subject(name) for name in dict.fromkeys((subject, *searched))]
+        if position is not None:
+            own = pooled.pool([who])
+            voxel = neighbours.at_position(own, subject, position)
+        chosen = self._choose(subject, roi, None if voxel is None else [voxel])
+        table = pooled.pool(parts)  # the subject's own voxels come first
+        allowed = neighbours.of_subjects(table, searched)
+        if other_brains:
+            allowed &= table.subject != 0
+        allowed[chosen] = False
+        if not allowed.any():
+            raise errors.ConfigError(
+                "among",
+                "",
+                f"no voxel but {subject}'s own to search",
+                f"subjects of {', '.join(self.subjects)}",
+                "Name others, or search the subject's own brain too.",
+            )
+        query = neighbours.centre(table, chosen)
+        found = neighbours.nearest(
+            table, query, min(n, int(allowed.sum())), allowed=allowed
+        )
+        near = table.take(found.row[0])
+        return xarray.Dataset(
+            {
+                "subject": ("neighbour", np.array(near.names)[near.subject]),
+                "voxel": ("neighbour", near.voxel),
+                "similarity": ("neighbour", found.similarity[0]),
+                "position": (("neighbour", "axis"), near.position),
+                "regions": ("neighbour", _regions(near)),
+            },
+            coords={"neighbour": np.arange(1, len(near.voxel) + 1)},
+            attrs={"subject": subject, "num_queried": len(chosen)},
+        )
+
     # 4. A new subject ------------------------------------------------------------
 
     def fit_subject(
@@ -672,6 +757,12 @@ def _noting(opened: given.Given, hashes: list[str]) -> given.Given:
         return block
 
     return given.Given(opened.ids, read)
+
+
+def _regions(near: pooled.Pooled) -> np.ndarray:
+    """Names of the regions of each voxel, with commas between."""
+    names = np.array(near.roi_names, dtype=str)
+    return np.array([", ".join(names[inside]) for inside in near.roi], dtype=str)
 
 
 def _bucket(count: int, most: int, multiple: int) -> int:
