@@ -159,7 +159,7 @@ def test_names_are_kept_and_none_is_given_twice():
     kept = voxels.take(truth != 4)  # the largest, c01, is gone
     second = clusters.rename(clusters.fit(kept, 4, seed=1), first)
     assert second.names == ("c02", "c03", "c04", "c05")
-    other, new_truth, _ = planted(k=2, per=200, seed=9)
+    other, _, _ = planted(k=2, per=200, seed=9)
     joined = of(np.concatenate([kept.embedding, other.embedding]))
     third = clusters.rename(clusters.fit(joined, 6), second)
     assert third.names == ("c06", "c07", "c02", "c03", "c04", "c05")
@@ -241,7 +241,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     content = path.read_bytes()
     for k in (len(content) - 4, len(content) // 2):
         path.write_bytes(content[:k] + bytes([content[k] ^ 1]) + content[k + 1 :])
-        with pytest.raises(errors.InputError, match="sha256 differ|cannot be read"):
+        with pytest.raises(errors.InputError, match=r"sha256 differ|cannot be read"):
             cluster_files.read(path, "a")
     path.write_bytes(content[:50])
     with pytest.raises(errors.InputError, match="cannot be read"):

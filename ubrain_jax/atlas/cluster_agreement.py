@@ -19,8 +19,7 @@ class Agreement(NamedTuple):
     """Clusters of V voxels as other subjects have them; k clusters, S subjects.
 
     Attributes:
-        label: (V,) int32 cluster by the other half of the subjects, -1 where theirs
-            matches none.
+        label: (V,) int32 cluster by the other half of the subjects.
         share: (k, S) share of a subject's voxels in a cluster that the others put
             there too; NaN where the subject has none there.
         chance: (k, S) the same if its voxels were dealt out at random: the share of
@@ -69,7 +68,7 @@ def across_subjects(
     drawn = np.random.default_rng(seed).permutation(present)
     halves = [np.sort(some) for some in np.array_split(drawn, 2)]
     k = len(found.names)
-    label = np.full(len(voxels.subject), -1, np.int32)
+    label = np.empty(len(voxels.subject), np.int32)
     both = []
     for own in halves:
         inside = np.isin(voxels.subject, own)
@@ -99,7 +98,7 @@ def shares(
     Args:
         voxels: V voxels of S subjects.
         label: (V,) cluster of each.
-        others: (V,) cluster by others, or -1.
+        others: (V,) cluster by others.
         k: Number of clusters.
     """
     num_subjects = len(voxels.names)
@@ -107,8 +106,7 @@ def shares(
     np.add.at(size, (label, voxels.subject), 1)
     same = label == others
     np.add.at(kept, (label[same], voxels.subject[same]), 1)
-    known = others >= 0
-    np.add.at(called, (others[known], voxels.subject[known]), 1)
+    np.add.at(called, (others, voxels.subject), 1)
     with np.errstate(invalid="ignore"):
         chance = called / np.bincount(voxels.subject, minlength=num_subjects)
         return kept / size, np.where(size > 0, chance, np.nan)
