@@ -119,7 +119,8 @@ def gaussians(fields: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         (V, y, x) float64.
     """
     column, row = (
-        _profile(fields[:, k], fields[:, 2], n)[0] for k, n in ((0, shape[1]), (1, shape[0]))
+        _profile(fields[:, k], fields[:, 2], n)[0]
+        for k, n in ((0, shape[1]), (1, shape[0]))
     )
     return row[:, :, None] * column[:, None, :]
 
@@ -203,9 +204,9 @@ def _refine(maps: np.ndarray, start: np.ndarray, known: np.ndarray) -> _Fit:
         square = np.einsum("vkp,vlp->vkl", jacobian, jacobian)
         slope = np.einsum("vkp,vp->vk", jacobian, left)
         diagonal = np.einsum("vkk->vk", square)
-        square = square + np.eye(3) * (
-            damping[active, None] * diagonal + 1e-9
-        )[:, None, :]
+        square = (
+            square + np.eye(3) * (damping[active, None] * diagonal + 1e-9)[:, None, :]
+        )
         step = np.linalg.solve(square, slope[..., None])[..., 0]
         trial = np.clip(at[active] + np.clip(step, -0.5, 0.5), least, most)
         new = _residual(maps[active], trial, known)
@@ -249,7 +250,11 @@ def _residual(maps: np.ndarray, at: np.ndarray, known: np.ndarray) -> _Residual:
     height = np.maximum((centred * maps).sum(1) / power, 0)
     left = maps - height[:, None] * centred
     slopes = np.stack(
-        [outer(row, by_x), outer(by_y, column), outer(row_by_size, column) + outer(row, column_by_size)],
+        [
+            outer(row, by_x),
+            outer(by_y, column),
+            outer(row_by_size, column) + outer(row, column_by_size),
+        ],
         1,
     )
     slopes -= slopes.mean(2, keepdims=True)

@@ -269,7 +269,9 @@ def by_region(
     for k, name in enumerate(roi_names):
         own = values[roi[:, k] & np.isfinite(values)]
         if len(own):
-            found[name] = Region(len(own), *map(float, np.quantile(own, [0.25, 0.5, 0.75])))
+            found[name] = Region(
+                len(own), *map(float, np.quantile(own, [0.25, 0.5, 0.75]))
+            )
     return found
 
 
