@@ -155,6 +155,35 @@ def test_attention_sums_to_one_and_its_parts_to_the_prediction(enc, run, images)
         )
 
 
+def test_mean_attention_is_the_mean_over_pictures(enc, images):
+    chosen = {"subject": "t-subj02", "voxels": [3, 0, 21]}
+    every, mean = enc.attention(images, **chosen), enc.mean_attention(images, **chosen)
+    assert mean.attrs["num_images"] == 11
+    for name in ("spatial", "elsewhere", "contribution"):
+        np.testing.assert_allclose(
+            mean[name], every[name].mean("image"), rtol=1e-5, atol=1e-6
+        )
+    for k in range(3):
+        np.testing.assert_allclose(
+            mean.covariance[k],
+            np.cov(every.contribution[:, k].T, ddof=0),
+            rtol=1e-3,
+            atol=1e-6,
+        )
+    np.testing.assert_allclose(mean.share, every.share.sum("channel"), rtol=1e-5)
+    np.testing.assert_allclose(
+        mean.covariance.sum(("tap", "other_tap")),
+        enc.predict(images, **chosen).values.var(0),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+def test_mean_attention_of_one_picture_is_refused(enc, images):
+    with pytest.raises(errors.InputError, match=r"1 picture.*2 or more"):
+        enc.mean_attention(images[0], subject="t-subj01")
+
+
 def test_a_head_without_positions_and_functional_attention_is_loaded_and_looks(
     tiny, images, tmp_path
 ):

@@ -349,15 +349,7 @@ class UniversalEncoder:
                 elsewhere[here, some] = weights[..., ~on_grid].sum(-1)
                 added[here, some] = own
             done += len(ids)
-        weights = np.asarray(self._bundle.shared["head"]["functional"])
-        if weights.ndim == 2:  # the same for all voxels (head.functional 'shared')
-            functional = np.repeat(weights[None], len(rows), axis=0)
-        else:
-            functional = np.einsum("ve,lec->vlc", rows, weights)
-        total = np.abs(functional).sum((1, 2), keepdims=True)
-        share = np.divide(
-            np.abs(functional), total, out=np.zeros_like(functional), where=total > 0
-        )
+        functional, share = self._functional(rows)
         return xarray.Dataset(
             {
                 "spatial": (
@@ -375,6 +367,93 @@ class UniversalEncoder:
                 **self._coordinates(subject, chosen, position=False),
             },
             attrs={"subject": subject, "patch_px": geometry.patch},
+        )
+
+    def mean_attention(
+        self,
+        images: Any,
+        *,
+        subject: str,
+        roi: str | Sequence[str] | None = None,
+        voxels: Any = None,
+        background: str | None = None,
+    ) -> xarray.Dataset:
+        """Where voxels look on average, and how much each tap says to them.
+
+        `attention` averaged over pictures as it is computed, so that memory holds one
+        map for each voxel and tap whatever the number of pictures.
+
+        Args:
+            images: M pictures, 2 or more.
+            subject: One of `subjects`.
+            roi: As in `predict`.
+            voxels: As in `predict`.
+            background: As in `predict`.
+
+        Returns:
+            Dataset with spatial (voxel, tap, y, x), elsewhere (voxel, tap) and
+            contribution (voxel, tap): means over pictures of those of `attention`;
+            covariance (voxel, tap, other_tap) of the contributions over pictures
+            (z-score squared, divided by M), which sums to the variance of the
+            prediction; share (voxel, tap): that of `attention`, summed over channels.
+            NaN in spatial: a patch that the head does not see. attrs: num_images.
+
+        Raises:
+            errors.InputError: If there are fewer than 2 pictures.
+        """
+        opened = self._open(images, background)
+        if len(opened) < 2:
+            raise errors.InputError(
+                "images", "", f"{len(opened)} picture", "2 or more", "Give more."
+            )
+        chosen = self._choose(subject, roi, voxels)
+        rows = self.subject(subject).embedding[chosen]
+        chunks = list(self._chunks(rows))
+        compiled = self._ready()
+        totals: list[Any] = [None] * len(chunks)
+        add = jax.jit(lambda old, new: jax.tree.map(jax.numpy.add, old, new))
+        for ids, features in self._features(opened):
+            weight = (np.arange(len(features)) < len(ids)).astype(np.float32)
+            for k, (_, part) in enumerate(chunks):
+                new = compiled.programs.look_sums(
+                    *compiled.weights, features, part, weight
+                )
+                totals[k] = new if totals[k] is None else add(totals[k], new)
+        parts = [
+            [np.asarray(x)[: len(rows[some])] / len(opened) for x in total]
+            for total, (some, _) in zip(totals, chunks, strict=True)
+        ]
+        weights, added, pairs = (np.concatenate(x) for x in zip(*parts, strict=True))
+        settings, geometry = self.config.backbone, self._bundle.backbone.geometry
+        places = encoder.token_places(self.config, geometry)
+        side = settings.image_px // geometry.patch
+        grid = np.full((*added.shape, side * side), np.nan, np.float32)
+        grid[:, :, places[places >= 0]] = weights[..., places >= 0]
+        taps = list(settings.taps)
+        return xarray.Dataset(
+            {
+                "spatial": (
+                    ("voxel", "tap", "y", "x"),
+                    grid.reshape(*added.shape, side, side),
+                ),
+                "elsewhere": (("voxel", "tap"), weights[..., places < 0].sum(-1)),
+                "contribution": (("voxel", "tap"), added),
+                "covariance": (
+                    ("voxel", "tap", "other_tap"),
+                    pairs - added[:, :, None] * added[:, None, :],
+                ),
+                "share": (("voxel", "tap"), self._functional(rows)[1].sum(-1)),
+            },
+            coords={
+                "tap": taps,
+                "other_tap": taps,
+                **self._coordinates(subject, chosen),
+            },
+            attrs={
+                "subject": subject,
+                "patch_px": geometry.patch,
+                "num_images": len(opened),
+            },
         )
 
     def score(
@@ -667,6 +746,19 @@ class UniversalEncoder:
             for k, name in enumerate(s.roi_names):
                 found[f"roi_{name}"] = ("voxel", s.roi[chosen, k])
         return found
+
+    def _functional(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Signed weights (n, L, C), and their absolute values scaled to sum to 1."""
+        weights = np.asarray(self._bundle.shared["head"]["functional"])
+        if weights.ndim == 2:  # the same for all voxels (head.functional 'shared')
+            functional = np.repeat(weights[None], len(rows), axis=0)
+        else:
+            functional = np.einsum("ve,lec->vlc", rows, weights)
+        total = np.abs(functional).sum((1, 2), keepdims=True)
+        share = np.divide(
+            np.abs(functional), total, out=np.zeros_like(functional), where=total > 0
+        )
+        return functional, share
 
     def _blocks(self, opened: given.Given, rows: np.ndarray) -> Iterator[Block]:
         """Predictions of embeddings (n, E), a block of pictures at a time."""

@@ -288,12 +288,16 @@ class Programs(NamedTuple):
         respond: Features, embeddings (n, E) -> responses (B, n).
         respond_rows: Features, stripes and rows (n,) of the table -> (B, n).
         look: Features, embeddings (n, E) -> `head.Head.look` of each image and voxel.
+        look_sums: Features, embeddings (n, E), weights of the images (B,) -> sums over
+            images of attention (n, L, P), of contributions (n, L), of their products
+            with each other (n, L, L).
     """
 
     features: Any
     respond: Any
     respond_rows: Any
     look: Any
+    look_sums: Any
 
 
 def programs(graph: Any, mesh: jax.sharding.Mesh) -> Programs:
@@ -316,8 +320,24 @@ def programs(graph: Any, mesh: jax.sharding.Mesh) -> Programs:
         one = model(params, frozen).head.look
         return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(features, embeddings)
 
+    def look_sums(params, frozen, features, embeddings, weight):
+        one = model(params, frozen).head.look
+
+        def add(total, image):
+            features, weight = image
+            seen, added = jax.vmap(one, (None, 0))(features, embeddings)
+            pairs = added[:, :, None] * added[:, None, :]
+            new = (seen, added, pairs)
+            return jax.tree.map(lambda t, x: t + weight * x, total, new), None
+
+        n, (_, taps, tokens, _) = len(embeddings), features.shape
+        shapes = (n, taps, tokens), (n, taps), (n, taps, taps)
+        start = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+        # In a scan: memory holds the maps of one image, not of B.
+        return jax.lax.scan(add, start, (features, weight))[0]
+
     everywhere = sharding.place(mesh, sharding.REPLICATED)
-    pieces = (features, respond, respond_rows, look)
+    pieces = (features, respond, respond_rows, look, look_sums)
     return Programs(*(jax.jit(piece, out_shardings=everywhere) for piece in pieces))
 
 
