@@ -62,7 +62,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["ubrain_jax", "ubrain_jax.*"]),
-    package_data={"ubrain_jax": ["backbone/bundled/*"]},
+    package_data={"ubrain_jax": ["backbone/bundled/*", "maps/explorer_page/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )
