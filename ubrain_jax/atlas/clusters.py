@@ -30,7 +30,7 @@ MOST = 50_000
 # Voxels taken through a product at once: 67 MB for 256 numbers each.
 _CHUNK = 2**16
 # Starts of k-means, of which the best counts.
-_STARTS = 10
+_STARTS: Any = 10
 # Centres of two runs with at least this cosine may be one cluster.
 SAME = 0.7
 
@@ -297,7 +297,7 @@ def _kmeans(directions: np.ndarray, k: int, seed: int) -> np.ndarray:
             k, batch_size=8192, n_init=_STARTS, random_state=seed
         )
         start = batches.fit(directions).cluster_centers_
-    starts = _STARTS if isinstance(start, str) else 1
+    starts: Any = _STARTS if isinstance(start, str) else 1
     model = cluster.KMeans(k, init=start, n_init=starts, random_state=seed, tol=1e-5)
     return model.fit(directions).cluster_centers_
 
