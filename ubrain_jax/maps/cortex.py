@@ -17,8 +17,7 @@ import numpy as np
 from matplotlib import collections, patheffects
 from matplotlib import figure as mpl_figure
 from nilearn import datasets
-from scipy import sparse
-from scipy.sparse import csgraph
+from scipy import ndimage
 
 from ubrain_jax import errors, whole
 from ubrain_jax.maps import brain, charts, pages, shades, slices, surface
@@ -31,8 +30,12 @@ MESH = "fsaverage5"
 _NESTED = ("fsaverage5", "fsaverage6", "fsaverage")
 _SIDES = ("left", "right")
 _DPI = 160
-# Vertices that a name or number needs around it.
-_LEAST = 6
+# Pixels of a panel, about twice those of the picture, so that edges come out smooth.
+_PX, _FLAT_PX = 800, 1300
+# Pixels between a name or number and the border of its region.
+_LEAST_PX = 9
+# Pixels looked at together, which bounds memory.
+_POINTS = 2**21
 
 # Where the eye is, and where up is; coordinates are right, anterior, superior.
 _EYES: dict[str, tuple[Any, Any]] = {
@@ -57,6 +60,20 @@ class Mesh(NamedTuple):
     point: np.ndarray
     triangle: np.ndarray
     sulc: np.ndarray | None
+
+
+class Seen(NamedTuple):
+    """What each pixel of a picture sees of a mesh; -1 where it sees nothing.
+
+    Attributes:
+        vertex: (y, x) its number.
+        triangle: (y, x) number of the triangle.
+        depth: (y, x) distance towards the eye; -inf where it sees nothing.
+    """
+
+    vertex: np.ndarray
+    triangle: np.ndarray
+    depth: np.ndarray
 
 
 class _Panel(NamedTuple):
@@ -266,15 +283,15 @@ def _panels(
             mesh = bundled("inflated", side)
             outer = ("from outside", "from inside")
             for k, eye in enumerate(outer[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, 0, _columns(2 * side + k, 1)))
+                made.append(_Panel(side, eye, mesh, 0, slice(2 * side + k, 2 * side + k + 1)))
             lower = ("from behind", "from below")
             for k, eye in enumerate(lower[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, 1, _columns(2 * side + k, 1)))
+                made.append(_Panel(side, eye, mesh, 1, slice(2 * side + k, 2 * side + k + 1)))
     if "flat" in views:
         row = 2 if made else 0
         for side in range(2):
             mesh = bundled("flat", side)
-            made.append(_Panel(side, "flat", mesh, row, _columns(2 * side, 2)))
+            made.append(_Panel(side, "flat", mesh, row, slice(2 * side, 2 * side + 2)))
     notes = [f"on the mesh of {MESH}"]
     if space != MESH:
         notes = [f"of {space} the vertices that {MESH} shares, {notes[0]}"]
@@ -307,13 +324,13 @@ def _of_meshes(
     for side, mesh in enumerate(read):
         used = mesh.point[np.unique(mesh.triangle)]
         if np.ptp(used[:, 2]) < 1e-3 * np.ptp(used):
-            made.append(_Panel(side, "flat", mesh, 0, _columns(2 * side, 2)))
+            made.append(_Panel(side, "flat", mesh, 0, slice(2 * side, 2 * side + 2)))
             continue
         outer = ("from outside", "from inside")
         lower = ("from behind", "from below")
         for row, eyes in enumerate((outer, lower)):
             for k, eye in enumerate(eyes[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, row, _columns(2 * side + k, 1)))
+                made.append(_Panel(side, eye, mesh, row, slice(2 * side + k, 2 * side + k + 1)))
     return made
 
 
@@ -331,7 +348,7 @@ def _figure(
     num_rows = 1 + max(panel.row for panel in panels)
     flat = {panel.row for panel in panels if panel.eye == "flat"}
     heights = [1.45 if row in flat else 1.0 for row in range(num_rows)]
-    wide = 0.06 if used.bar is not None else 1.1
+    wide = 0.06 if used.bar is not None else 0.62
     fig = mpl_figure.Figure(figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained")
     grid = fig.add_gridspec(
         num_rows, 5, width_ratios=[1, 1, 1, 1, wide], height_ratios=heights
@@ -358,40 +375,44 @@ def _draw_panel(
     inside: dict[str, np.ndarray],
 ) -> None:
     """One hemisphere from one side."""
-    mesh, triangle = panel.mesh, panel.mesh.triangle
+    mesh = panel.mesh
+    num = len(mesh.point)
     flat, facing = _project(panel)
-    triangle = triangle[facing > 0]
-    light = facing[facing > 0]
-    depth = flat[triangle, 2].mean(1)
-    order = np.argsort(depth)
-    triangle, light = triangle[order], light[order]
-    held = where.vertex < len(mesh.point)
+    low = flat[np.unique(mesh.triangle), :2].min(0) - 2
+    high = flat[np.unique(mesh.triangle), :2].max(0) + 2
+    pixel = (high - low).max() / (_FLAT_PX if panel.eye == "flat" else _PX)
+    front = facing > 0
+    at = np.concatenate([(flat[:, :2] - low) / pixel, flat[:, 2:]], 1)
+    seen = look(at, mesh.triangle[front], (high - low) / pixel)
+    held = where.vertex < num
     vertex, column = where.vertex[held], where.column[held]
-    colour = np.zeros((len(mesh.point), 4))
+    colour = np.zeros((num, 4))
     colour[vertex] = used.colour[column]
-    shape, face = _patches(flat[:, :2], triangle, colour, _ground(mesh), light)
-    drawn = collections.PolyCollection(
-        shape, facecolors=face, edgecolors="face", linewidths=0.15, rasterized=True
-    )
-    ax.add_collection(drawn)
+    bright = np.append(facing[front], 0)[seen.triangle]
+    image = _coloured(seen.vertex, colour, _ground(mesh), bright)
+    extent = (low[0], high[0], low[1], high[1])
+    ax.imshow(image, origin="lower", extent=extent, interpolation="auto")
     for name, voxels in inside.items():
-        member = np.zeros(len(mesh.point), bool)
+        member = np.zeros(num + 1, bool)  # the last one: no vertex
         member[vertex] = voxels[column]
-        lines = _border(flat[:, :2], triangle, member)
-        for colours, width in (("white", 2.0), (pages.INK, 1.0)):
-            ax.add_collection(
-                collections.LineCollection(lines, colors=colours, linewidths=width)
+        lines = _border(flat, mesh.triangle[front], member)
+        row, col = ((lines[:, :, :2].mean(1) - low) / pixel).astype(int).T[::-1]
+        # What lies behind another part of the cortex is not seen.
+        visible = lines[:, :, 2].mean(1) > seen.depth[row, col] - 3
+        for shade, width in (("white", 2.2), (pages.INK, 1.1)):
+            drawn = collections.LineCollection(
+                list(lines[visible][:, :, :2]), colors=shade, linewidths=width
             )
-        _write(ax, flat, triangle, member, pages.ascii_label(name), size=7.5)
+            ax.add_collection(drawn, autolim=False)
+        _write(ax, member[seen.vertex], extent, pages.ascii_label(name), size=7.5)
     if used.label is not None:
-        label = np.full(len(mesh.point), -1)
+        label = np.full(num + 1, -1)
         label[vertex] = used.label[column]
-        for k in np.unique(label[label >= 0]):
-            _write(ax, flat, triangle, label == k, str(k + 1), size=6.5, bold=True)
-    seen = flat[np.unique(triangle), :2]
-    ax.set_xlim(seen[:, 0].min() - 2, seen[:, 0].max() + 2)
-    ax.set_ylim(seen[:, 1].min() - 2, seen[:, 1].max() + 2)
-    ax.set_aspect("equal")
+        for k in np.unique(used.label[used.label >= 0]):
+            mask = label[seen.vertex] == k
+            _write(ax, mask, extent, str(k + 1), size=6.5, bold=True)
+    ax.set_xlim(*extent[:2])
+    ax.set_ylim(*extent[2:])
     ax.axis("off")
     ax.set_title(f"{_SIDES[panel.side]}, {panel.eye}", fontsize=9, pad=2)
 
@@ -409,6 +430,79 @@ def _project(panel: _Panel) -> tuple[np.ndarray, np.ndarray]:
     return flat, normal[:, 2] / np.where(size > 0, size, 1)
 
 
+def look(point: np.ndarray, triangle: np.ndarray, size: np.ndarray) -> Seen:
+    """What a grid of pixels sees of a mesh: the nearest triangle, and its vertex.
+
+    A triangle belongs to its three vertices in equal parts, each the part beside it,
+    so that every vertex is seen with its own value.
+
+    Args:
+        point: (n, 3) right and up in pixels, and the distance towards the eye in mm.
+        triangle: (t, 3) those that face the eye.
+        size: Width and height in pixels.
+
+    Returns:
+        Images whose first row is the lowest.
+
+    Example:
+        >>> corner = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0]], float)
+        >>> look(corner, np.array([[0, 1, 2]]), np.array([4, 4])).vertex.tolist()
+        [[0, 0, 1, 1], [0, 0, 1, -1], [2, 2, -1, -1], [2, -1, -1, -1]]
+    """
+    width, height = np.ceil(size).astype(int)
+    corner = point[triangle]  # (t, 3, 3)
+    start = np.floor(corner[:, :, :2].min(1)).astype(int)
+    reach = np.ceil(corner[:, :, :2].max(1)).astype(int) - start
+    box = -(-np.maximum(reach.max(1), 1) // 3) * 3  # few sizes, little of it empty
+    found = []
+    for side in np.unique(box):
+        rows = np.flatnonzero(box == side)
+        for part in np.array_split(rows, 1 + len(rows) * side**2 // _POINTS):
+            found.append(_hits(corner[part], start[part], side, part))
+    x, y, depth, number, which = (np.concatenate(c) for c in zip(*found, strict=True))
+    held = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    order = np.flatnonzero(held)[np.argsort(depth[held], kind="stable")]
+    place = (y * width + x)[order]
+    seen = Seen(
+        np.full((height, width), -1),
+        np.full((height, width), -1),
+        np.full((height, width), -np.inf),
+    )
+    # Of assignments to one place the last stays: the nearest.
+    seen.vertex.flat[place] = triangle[number[order], which[order]]
+    seen.triangle.flat[place] = number[order]
+    seen.depth.flat[place] = depth[order]
+    return seen
+
+
+def _hits(
+    corner: np.ndarray, start: np.ndarray, side: int, number: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Pixels inside of triangles that fit in boxes of `side` pixels.
+
+    Returns:
+        x, y, depth, number of the triangle and which of its corners is nearest.
+    """
+    row, column = np.divmod(np.arange(side**2), side)
+    x = (start[:, :1] + column).astype(float) + 0.5
+    y = (start[:, 1:] + row).astype(float) + 0.5
+    (ax, ay), (bx, by), (cx, cy) = corner[:, :, :2, None].transpose(1, 2, 0, 3)
+    double = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy)
+    first = ((by - cy) * (x - cx) + (cx - bx) * (y - cy)) / double
+    second = ((cy - ay) * (x - cx) + (ax - cx) * (y - cy)) / double
+    inside = (first >= -1e-9) & (second >= -1e-9) & (first + second <= 1 + 1e-9)
+    triangle, pixel = np.nonzero(inside)
+    first, second = first[inside], second[inside]
+    weight = np.stack([first, second, 1 - first - second], 1)
+    return (
+        x[triangle, pixel].astype(int),
+        y[triangle, pixel].astype(int),
+        (weight * corner[triangle, :, 2]).sum(1),
+        number[triangle],
+        weight.argmax(1),
+    )
+
+
 def _ground(mesh: Mesh) -> np.ndarray:
     """(n,) grey of the cortex below: sulci darker."""
     if mesh.sulc is None:
@@ -416,40 +510,19 @@ def _ground(mesh: Mesh) -> np.ndarray:
     return 0.8 - 0.12 * np.tanh(3 * mesh.sulc)
 
 
-def _patches(
-    point: np.ndarray,
-    triangle: np.ndarray,
-    colour: np.ndarray,
-    ground: np.ndarray,
-    light: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Quadrilaterals and their colours, in the order of the triangles.
-
-    A triangle with a value at a vertex is cut in three, the part next to each vertex;
-    the others stay whole and grey. Light falls on grey alone: colours mean values.
-    """
-    grey = np.repeat((ground[triangle].mean(1) * (0.72 + 0.28 * light))[:, None], 3, 1)
-    alpha = colour[:, 3]
-    cut = (alpha[triangle] > 0).any(1)
-    corner = point[triangle]  # (t, 3, 2)
-    after, before = np.roll(corner, -1, 1), np.roll(corner, 1, 1)
-    middle = np.broadcast_to(corner.mean(1, keepdims=True), corner.shape)
-    parts = np.stack(
-        [corner, (corner + after) / 2, middle, (corner + before) / 2], 2
-    )  # (t, 3, 4, 2)
-    own = colour[triangle][:, :, :3]
-    covered = alpha[triangle][:, :, None]
-    face = own * covered + grey[:, None] * (1 - covered)
-    uncut = np.concatenate([corner, corner[:, -1:]], 1)  # (t, 4, 2)
-    number = np.concatenate([np.flatnonzero(~cut), np.repeat(np.flatnonzero(cut), 3)])
-    shape = np.concatenate([uncut[~cut], parts[cut].reshape(-1, 4, 2)])
-    faces = np.concatenate([grey[~cut], face[cut].reshape(-1, 3)])
-    order = np.argsort(number, kind="stable")
-    return shape[order], faces[order]
+def _coloured(
+    vertex: np.ndarray, colour: np.ndarray, ground: np.ndarray, bright: np.ndarray
+) -> np.ndarray:
+    """(y, x, 3) picture; light falls on grey alone, since colours mean values."""
+    grey = np.append(ground, 1)[vertex] * (0.72 + 0.28 * bright)
+    grey[vertex < 0] = 1
+    own = np.concatenate([colour, np.zeros((1, 4))])[vertex]
+    covered = own[:, :, 3:]
+    return own[:, :, :3] * covered + grey[:, :, None] * (1 - covered)
 
 
 def _border(point: np.ndarray, triangle: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(n, 2, 2) lines between the vertices of a region and the others."""
+    """(n, 2, 3) lines between the vertices of a region and the others."""
     held = member[triangle]
     mixed = held.any(1) & ~held.all(1)
     corner, held = point[triangle[mixed]], held[mixed]
@@ -463,30 +536,27 @@ def _border(point: np.ndarray, triangle: np.ndarray, member: np.ndarray) -> np.n
 
 def _write(
     ax: Any,
-    flat: np.ndarray,
-    triangle: np.ndarray,
-    member: np.ndarray,
+    mask: np.ndarray,
+    extent: tuple[float, float, float, float],
     text: str,
     *,
     size: float,
     bold: bool = False,
 ) -> None:
-    """A word in the middle of the largest visible piece of a region."""
-    seen = np.zeros(len(flat), bool)
-    seen[triangle] = True
-    edge = np.concatenate([triangle[:, [0, 1]], triangle[:, [1, 2]]])
-    edge = edge[(member & seen)[edge].all(1)]
-    shape = (len(flat), len(flat))
-    graph = sparse.coo_array((np.ones(len(edge)), edge.T), shape)
-    _, piece = csgraph.connected_components(graph, directed=False)
-    piece = np.where(member & seen, piece, -1)
-    kinds, count = np.unique(piece[piece >= 0], return_counts=True)
-    if not len(kinds) or count.max() < _LEAST:
+    """A word at the place of a region that is farthest from its border, if it fits."""
+    height, width = mask.shape
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
         return
-    points = flat[piece == kinds[count.argmax()], :2]
-    middle = points[((points - points.mean(0)) ** 2).sum(1).argmin()]
+    rows, columns = found[0]
+    room = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
+    if room.max() < _LEAST_PX:
+        return
+    y, x = np.unravel_index(room.argmax(), room.shape)
+    y, x = y + rows.start - 1, x + columns.start - 1
     ax.text(
-        *middle,
+        extent[0] + (x + 0.5) / width * (extent[1] - extent[0]),
+        extent[2] + (y + 0.5) / height * (extent[3] - extent[2]),
         text,
         fontsize=size,
         fontweight="bold" if bold else "normal",

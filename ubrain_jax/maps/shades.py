@@ -18,7 +18,7 @@ from ubrain_jax.maps import charts, pages
 
 KINDS = ("continuous", "angle", "labels")
 # How much white (above 0) or black a colour gets each time the six come round again.
-_TINTS = (0.0, 0.5, -0.45, 0.75, -0.7)
+_TINTS = (0.0, -0.42, 0.58, -0.7, 0.8)
 _MOST_NAMES = 60  # in a legend
 
 
