@@ -169,6 +169,11 @@ class UniversalEncoder:
         return self._bundle.provenance
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """Weights that all voxels share, by part and name, as NumPy arrays."""
+        return self._bundle.shared
+
+    @property
     def sha256(self) -> str:
         """What a subject's file must have been fitted with."""
         return self._bundle.sha256

@@ -283,10 +283,14 @@ def _panels(
             mesh = bundled("inflated", side)
             outer = ("from outside", "from inside")
             for k, eye in enumerate(outer[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, 0, slice(2 * side + k, 2 * side + k + 1)))
+                made.append(
+                    _Panel(side, eye, mesh, 0, slice(2 * side + k, 2 * side + k + 1))
+                )
             lower = ("from behind", "from below")
             for k, eye in enumerate(lower[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, 1, slice(2 * side + k, 2 * side + k + 1)))
+                made.append(
+                    _Panel(side, eye, mesh, 1, slice(2 * side + k, 2 * side + k + 1))
+                )
     if "flat" in views:
         row = 2 if made else 0
         for side in range(2):
@@ -330,7 +334,9 @@ def _of_meshes(
         lower = ("from behind", "from below")
         for row, eyes in enumerate((outer, lower)):
             for k, eye in enumerate(eyes[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, row, slice(2 * side + k, 2 * side + k + 1)))
+                made.append(
+                    _Panel(side, eye, mesh, row, slice(2 * side + k, 2 * side + k + 1))
+                )
     return made
 
 
@@ -349,7 +355,9 @@ def _figure(
     flat = {panel.row for panel in panels if panel.eye == "flat"}
     heights = [1.45 if row in flat else 1.0 for row in range(num_rows)]
     wide = 0.06 if used.bar is not None else 0.62
-    fig = mpl_figure.Figure(figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained")
+    fig = mpl_figure.Figure(
+        figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained"
+    )
     grid = fig.add_gridspec(
         num_rows, 5, width_ratios=[1, 1, 1, 1, wide], height_ratios=heights
     )

@@ -139,9 +139,7 @@ def scale(
     above = bool((values[finite] > high + 1e-9).any())
     extend = ("neither", "max", "min", "both")[2 * below + above]
     strength = np.abs(values) if name == "RdBu_r" else values
-    return Scale(
-        colour, None, (), (), bar, extend, np.where(finite, strength, -np.inf)
-    )
+    return Scale(colour, None, (), (), bar, extend, np.where(finite, strength, -np.inf))
 
 
 def _limits(values: np.ndarray, kind: str) -> tuple[float, float]:

@@ -1,2 +1,5 @@
 """stub"""
-def figure(*a): raise NotImplementedError
+
+
+def figure(*a):
+    raise NotImplementedError

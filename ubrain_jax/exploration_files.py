@@ -1,0 +1,584 @@
+"""An exploration as a folder: the explorer page, pictures, tables, maps.
+
+    DIR/index.html              the page to explore
+    DIR/about.json              what was done, with what, and notes
+    DIR/clusters.safetensors    centres and names, for the next run
+    DIR/clusters.csv ...        tables
+    DIR/within/ROI.csv          sub-clusters of a region
+    DIR/voxels/NAME.zarr        all of each voxel
+    DIR/figures/                brains, the map of the embedding, what groups want
+    DIR/derivatives/            the same values as NIfTI, GIFTI, CIFTI
+
+The folder comes whole or not at all.
+"""
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import xarray
+
+import ubrain_jax
+from ubrain_jax import crowd, errors, exploration, whole
+from ubrain_jax.atlas import cluster_files, cluster_tables, flat, wants
+from ubrain_jax.maps import (
+    cortex,
+    derivatives,
+    explorer,
+    pages,
+    places,
+    shades,
+    wanted,
+)
+
+# Lines of a table on the page; the whole ones are in the .csv files.
+MOST_ROWS = 15
+FORMAT = "ubrain-exploration"
+VERSION = 1
+
+
+def check(out: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Refuses a folder that exists, unless it is an exploration to be replaced.
+
+    Raises:
+        errors.OutputError: If it is refused.
+    """
+    path = pathlib.Path(out)
+    if not path.exists() and not path.is_symlink():
+        return
+    if not overwrite:
+        raise errors.OutputError(
+            path, "", "exists", "a new name", "Choose another, or pass --overwrite."
+        )
+    if not _is_ours(path):
+        raise errors.OutputError(
+            path,
+            "",
+            "exists and is no exploration",
+            "one to replace, or a new name",
+            "Nothing was deleted; choose another --out.",
+        )
+
+
+def _is_ours(folder: pathlib.Path) -> bool:
+    try:
+        told = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return told["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write(
+    out: str | os.PathLike,
+    found: exploration.Exploration,
+    *,
+    about: dict[str, Any],
+    encoder_sha256: str,
+    max_bytes: int = 25_000_000,
+    overwrite: bool = False,
+) -> list[str]:
+    """Writes all of it.
+
+    Args:
+        out: Folder to make.
+        found: From `exploration.explore`.
+        about: What the page and about.json should say of the encoder: `lead`, a
+            sentence; `warnings`; `provenance`, (label, text) rows.
+        encoder_sha256: Of the encoder.
+        max_bytes: Of the page.
+        overwrite: Replace an exploration that is there.
+
+    Returns:
+        Notes: what was reduced or cannot be drawn, a sentence each.
+
+    Raises:
+        errors.OutputError: If it cannot be written.
+    """
+    check(out, overwrite=overwrite)
+    notes = list(found.notes)
+    with whole.folder(out) as folder:
+        cluster_files.write(
+            folder / "clusters.safetensors", found.clusters, encoder_sha256
+        )
+        _tables(folder, found)
+        for one in found.brains:
+            _voxels(folder / "voxels" / f"{one.subject.name}.zarr", one, found)
+        notes += _figures(folder / "figures", found)
+        notes += _derivatives(folder / "derivatives", found)
+        page = page_of(found, about, notes)
+        notes += explorer.write(folder / "index.html", page, max_bytes=max_bytes)
+        told = {
+            "format": FORMAT,
+            "version": VERSION,
+            "created_by": f"ubrain_jax {ubrain_jax.__version__}",
+            "encoder_sha256": encoder_sha256,
+            "settings": _settings(found),
+            "pictures": list(found.pictures.ids),
+            "choice_of_k": found.choice.reason if found.choice else "k was given",
+            **about,
+            "notes": notes,
+        }
+        text = json.dumps(told, indent=1, default=str) + "\n"
+        whole.write_text(folder / "about.json", text)
+        check(out, overwrite=overwrite)  # another process may have been faster
+    return notes
+
+
+def _settings(found: exploration.Exploration) -> dict[str, Any]:
+    """NaN, which JSON has not, as null."""
+    told = found.settings._asdict()
+    told["within"] = dict(told["within"])
+    if not np.isfinite(told["degrees"]):
+        told["degrees"] = None
+    return told
+
+
+def _write_csv(path: pathlib.Path, lines: Sequence[Sequence[object]]) -> None:
+    """Undefined numbers are empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for line in lines:
+        writer.writerow(
+            ["" if isinstance(x, float) and not np.isfinite(x) else x for x in line]
+        )
+    whole.write_text(path, text.getvalue())
+
+
+def _tables(folder: pathlib.Path, found: exploration.Exploration) -> None:
+    names = found.voxels.names
+    cluster_tables.write_csv(folder / "clusters.csv", found.rows, names)
+    cluster_tables.write_regions_csv(folder / "regions.csv", found.rows)
+    if found.choice is not None:
+        lines = [found.choice.candidates[0]._fields, *found.choice.candidates]
+        _write_csv(folder / "choice_of_k.csv", lines)
+    _write_csv(folder / "wants.csv", list(_wants_lines(found)))
+    for part in found.within:
+        stem = folder / "within" / file_name(part.roi)
+        cluster_tables.write_csv(stem.with_suffix(".csv"), part.rows, names)
+
+
+def file_name(text: str) -> str:
+    """A region's name as part of a file's name.
+
+    Example:
+        >>> file_name("PPA/../x y")
+        'PPA-..-x-y'
+    """
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in text)
+
+
+def _wants_lines(found: exploration.Exploration) -> Iterator[tuple]:
+    """Mean response of each group to each picture."""
+    yield (
+        "kind",
+        "group",
+        "picture",
+        "predicted_z",
+        "measured_z",
+        "num_subjects_measured",
+    )
+    sets = [("cluster", found.of_clusters)]
+    sets += [("region", some) for some in found.of_regions]
+    sets += [(f"within {part.roi}", part.wants) for part in found.within]
+    for kind, some in sets:
+        for group, name in enumerate(some.names):
+            for picture, picture_id in enumerate(found.pictures.ids):
+                measured, count = float("nan"), 0
+                if some.measured is not None:
+                    measured = float(some.measured.mean[picture, group])
+                    count = int(some.measured.num_subjects[picture, group])
+                predicted = float(some.predicted.mean[picture, group])
+                yield kind, name, picture_id, predicted, measured, count
+
+
+def _voxels(
+    path: pathlib.Path, one: exploration.Brain, found: exploration.Exploration
+) -> None:
+    """Everything of each voxel of one subject."""
+    names = np.array([*found.clusters.names, ""], dtype=object)
+    field, subject = one.field, one.subject
+    table = xarray.Dataset(
+        {
+            "cluster": ("voxel", names[one.label]),
+            "score": ("voxel", one.score),
+            "x": ("voxel", field.x),
+            "y": ("voxel", field.y),
+            "size": ("voxel", field.size),
+            "eccentricity": ("voxel", field.eccentricity),
+            "angle": ("voxel", field.angle),
+            "field_quality": ("voxel", field.quality),
+            "level": ("voxel", one.level),
+            "tap_share": (("voxel", "tap"), one.share),
+            "attention": (("voxel", "y_patch", "x_patch"), field.map),
+            "position": (("voxel", "axis"), subject.position),
+            "roi": (("voxel", "roi_name"), subject.roi),
+        },
+        coords={
+            "voxel": np.arange(len(one.score)),
+            "roi_name": np.asarray(subject.roi_names, object),
+        },
+        attrs={
+            "subject": subject.name,
+            "space": str(subject.attrs.get("space", "not said")),
+            "score_name": found.voxels.score_name or "none",
+            "units": "x, y, size, eccentricity: fractions of the picture; angle: "
+            "radians counter-clockwise from the right; level: number of the tap, 1 the "
+            "first",
+        },
+    )
+    path.parent.mkdir(exist_ok=True)
+    crowd.write_xarray(table, path)
+
+
+def maps_of(one: exploration.Brain) -> dict[str, tuple[str, np.ndarray, str]]:
+    """Name -> words with the unit, (V,) values, kind of colours."""
+    field = one.field
+    unit, scale = "picture widths", 1.0
+    if np.isfinite(field.degrees):
+        unit, scale = "degrees", field.degrees
+    return {
+        "score": ("score", one.score, "continuous"),
+        "eccentricity": (
+            f"eccentricity ({unit})",
+            field.eccentricity * scale,
+            "continuous",
+        ),
+        "size": (f"size of the field ({unit})", field.size * scale, "continuous"),
+        "angle": ("angle (radians)", field.angle, "angle"),
+        "level": ("level (tap)", one.level, "continuous"),
+    }
+
+
+def _figures(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
+    """Pictures; what cannot be drawn is said, not hidden."""
+    notes: list[str] = []
+    folder.mkdir()
+    for one in found.brains:
+        subject = one.subject
+        labels = (found.clusters.names, shades.palette(len(found.clusters.names)))
+        stem = f"{subject.name}_"
+        try:
+            said = cortex.draw(
+                folder / f"{stem}cluster.png",
+                subject,
+                one.label,
+                name="cluster",
+                kind="labels",
+                labels=labels,
+            )
+            for key, (words, values, kind) in maps_of(one).items():
+                if np.isfinite(values).any():
+                    cortex.draw(
+                        folder / f"{stem}{key}.png",
+                        subject,
+                        values,
+                        name=words,
+                        kind=kind,
+                    )
+            notes += [f"{subject.name}: {line}" for line in said]
+        except errors.InputError as error:
+            notes.append(f"{subject.name} is in no picture of a brain: {error}")
+    notes += _embedding_figure(folder / "embedding", found)
+    _draw_wants(folder / "wants.png", found, found.of_clusters, "cluster")
+    for part in found.within:
+        path = folder / f"within_{file_name(part.roi)}.png"
+        _draw_wants(path, found, part.wants, f"sub-cluster of {part.roi}")
+        _draw_contrast(path.with_stem(f"{path.stem}_contrast"), found, part)
+    return notes
+
+
+def _embedding_figure(stem: pathlib.Path, found: exploration.Exploration) -> list[str]:
+    """The map of all embeddings, by PCA, and by UMAP where it is installed."""
+    voxels, notes = found.voxels, []
+    extra = {}
+    for key in ("eccentricity", "level"):
+        parts = [maps_of(one)[key] for one in found.brains]
+        values = np.full(len(voxels.subject), np.nan)
+        for number, (_, own, _) in enumerate(parts):
+            mine = voxels.subject == number
+            values[mine] = own[voxels.voxel[mine]]
+        extra[parts[0][0]] = values
+    panels = flat.colours(voxels, more=extra)
+    named = flat.Colour("cluster", found.clusters.label, found.clusters.names)
+    panels.insert(1, named)
+    caption = (
+        f"{len(voxels.subject):,} voxels of {len(voxels.names)} subjects; each point "
+        "is a voxel at its embedding, scaled to length 1."
+    )
+    for method in flat.METHODS:
+        try:
+            laid = flat.map2d(voxels, method=method, seed=found.settings.seed)
+        except errors.ConfigError as error:
+            notes.append(f"no map of the embedding by {method}: {error}")
+            continue
+        flat.draw(stem.with_name(f"{stem.name}_{method}"), laid, panels, caption)
+    return notes
+
+
+def _draw_wants(
+    path: pathlib.Path,
+    found: exploration.Exploration,
+    some: exploration.Wants,
+    kind: str,
+) -> None:
+    top = found.settings.top
+    heads = [f"strongest {top}, predicted"]
+    if some.measured is not None:
+        heads.append(f"strongest {top}, measured")
+    heads.append(f"weakest {top}, predicted")
+    rows = []
+    for group, name in enumerate(some.names):
+        blocks = [wants.top(some.predicted.mean[:, group], top)]
+        if some.measured is not None:
+            blocks.append(wants.top(some.measured.mean[:, group], top))
+        blocks.append(wants.bottom(some.predicted.mean[:, group], top))
+        rows.append(wanted.Row(name, blocks))
+    caption = (
+        f"Of {len(found.pictures.ids)} pictures those to which each {kind} responds "
+        "most and least: mean z-score over its voxels, then over subjects."
+    )
+    wanted.draw(path, found.pictures.pixels, heads, rows, caption)
+
+
+def _draw_contrast(
+    path: pathlib.Path, found: exploration.Exploration, part: exploration.Within
+) -> None:
+    """Pictures that tell each sub-cluster from the first."""
+    some, top, rows = part.wants, found.settings.top, []
+    for other in range(1, len(some.names)):
+        order = wants.contrast(some.predicted, 0, other).order
+        name = f"{some.names[0]} - {some.names[other]}"
+        rows.append(wanted.Row(name, [order[:top], order[::-1][:top]]))
+    caption = (
+        f"{part.roi}: pictures by the difference of the predicted responses of two "
+        "sub-clusters, mean over subjects."
+    )
+    heads = ["more for the first", "more for the second"]
+    wanted.draw(path, found.pictures.pixels, heads, rows, caption)
+
+
+def _derivatives(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
+    """Values of each subject in files that programs of the field open."""
+    notes: list[str] = []
+    names = found.clusters.names
+    for one in found.brains:
+        maps = {key: values for key, (_, values, _) in maps_of(one).items()}
+        labels = {"cluster": (one.label, names, shades.palette(len(names)))}
+        try:
+            derivatives.write(folder, one.subject, maps, labels, desc="explore")
+        except errors.InputError as error:
+            notes.append(f"{one.subject.name} is in no file of maps: {error}")
+    return notes
+
+
+def page_of(
+    found: exploration.Exploration, about: dict[str, Any], notes: Sequence[str]
+) -> explorer.Exploration:
+    """What the explorer page shows."""
+    roi_names = found.voxels.roi_names
+    where = [places.of_subject(one.subject) for one in found.brains]
+    brains = [
+        _brain(one, roi_names, own)
+        for one, own in zip(found.brains, where, strict=True)
+    ]
+    notes = [
+        *notes,
+        *(
+            f"{one.subject.name}: {own.note}."
+            for one, own in zip(found.brains, where, strict=True)
+            if own.note
+        ),
+    ]
+    top = found.settings.top
+    groups = [
+        _group(found.of_clusters, number, top, "cluster", *_about_cluster(found, row))
+        for number, row in enumerate(found.rows)
+    ]
+    regions = [
+        _group(some, 0, top, "region", *_about_region(found, number))
+        for number, some in enumerate(found.of_regions)
+    ]
+    on_surface = any(b.kind == "surface" for b in brains)
+    return explorer.Exploration(
+        title="Explorer of a brain encoder",
+        lead=about["lead"],
+        warnings=[*about["warnings"], *notes],
+        pictures=found.pictures.pixels,
+        picture_ids=found.pictures.ids,
+        roi_names=roi_names,
+        brains=brains,
+        clusters=groups,
+        regions=regions,
+        mesh=explorer.fsaverage5() if on_surface else None,
+        provenance=about["provenance"],
+        score_name=found.voxels.score_name or "score (not known)",
+        size_unit="degrees"
+        if np.isfinite(found.settings.degrees)
+        else "picture widths",
+    )
+
+
+def _brain(
+    one: exploration.Brain, roi_names: Sequence[str], where: places.Places
+) -> explorer.Brain:
+    """The voxels that were looked at, where they are."""
+    rows, subject = one.looked_at, one.subject
+    region = np.zeros((len(rows), len(roi_names)), bool)
+    region[:, [roi_names.index(n) for n in subject.roi_names]] = subject.roi[rows]
+    columns = {key: values[rows] for key, (_, values, _) in maps_of(one).items()}
+    space, kind, position = str(subject.attrs.get("space")), where.kind, where.position
+    if kind == "none":  # nothing to lay them on but what they do
+        kind, position = "volume", _by_embedding(subject.embedding)
+        space = "no place known: laid out by embedding"
+    return explorer.Brain(
+        name=subject.name,
+        space=space,
+        kind=kind,
+        position=position[rows].astype(np.float32),
+        voxel=rows,
+        total=len(one.score),
+        cluster=one.label[rows].astype(np.int16),
+        region=region,
+        field=one.field.map[rows].astype(np.float32),
+        x=one.field.x[rows].astype(np.float32),
+        y=one.field.y[rows].astype(np.float32),
+        predicted=one.predicted[:, rows],
+        top_attention=one.top_attention,
+        **{key: values.astype(np.float32) for key, values in columns.items()},
+    )
+
+
+def _by_embedding(embedding: np.ndarray) -> np.ndarray:
+    """(V, 3) the first two principal components of unit embeddings, 100 wide, and 0."""
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-30)
+    _, _, axes = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    at = (unit - unit.mean(0)) @ axes[:2].T
+    at = 100 * at / max(float(np.ptp(at)), 1e-30)
+    return np.concatenate([at, np.zeros((len(at), 3 - at.shape[1]))], 1)
+
+
+def _group(
+    some: exploration.Wants,
+    number: int,
+    top: int,
+    kind: str,
+    about: Sequence[tuple[str, str]],
+    table: tuple[Sequence[str], Sequence[Sequence[str]]],
+) -> explorer.Group:
+    """A cluster or a region of the page."""
+    facts = list(about)
+    measured: Sequence[int] = ()
+    if some.measured is not None:
+        measured = wants.top(some.measured.mean[:, number], top).tolist()
+    if some.agreement is not None and np.isfinite(some.agreement.r[number]):
+        facts.append(
+            (
+                "predicted against measured",
+                f"r = {some.agreement.r[number]:.2f} over "
+                f"{some.agreement.num_pictures[number]} pictures",
+            )
+        )
+    attention = some.attention[number]
+    field = some.field[number]
+    return explorer.Group(
+        name=some.names[number],
+        about=facts,
+        table=table,
+        top=wants.top(some.predicted.mean[:, number], top).tolist(),
+        top_measured=measured,
+        bottom=wants.bottom(some.predicted.mean[:, number], top).tolist(),
+        top_attention=_known(attention),
+        field=_known(field),
+        kind=kind,
+    )
+
+
+def _known(values: np.ndarray) -> np.ndarray | None:
+    """None where a group has no voxel."""
+    return values.astype(np.float32) if np.isfinite(values).any() else None
+
+
+def _about_cluster(
+    found: exploration.Exploration, row: cluster_tables.Row
+) -> tuple[list[tuple[str, str]], tuple[list[str], list[list[str]]]]:
+    """Facts and the table of regions of a cluster."""
+    number = pages.number
+    facts = [
+        ("voxels", f"{row.size:,} of {len(found.voxels.subject):,} ({row.share:.0%})"),
+        ("by subject", _counts(found.voxels.names, row.subjects)),
+        ("hemispheres", f"{row.left:,} left, {row.right:,} right"),
+    ]
+    if row.unknown:
+        facts[-1] = ("hemispheres", f"{facts[-1][1]}, {row.unknown:,} not known")
+    if np.isfinite(row.median_score):
+        facts.append((f"median {found.voxels.score_name}", f"{row.median_score:.3f}"))
+    if np.isfinite(row.agreement):
+        facts.append(
+            (
+                "same cluster by other subjects",
+                f"{row.agreement:.0%} of its voxels (by chance {row.chance:.0%})",
+            )
+        )
+    regions = sorted((r for r in row.regions if r.inside), key=lambda r: r.p)
+    head = ["region", "voxels", "expected", "times", "q"]
+    lines = [
+        [
+            r.name,
+            f"{r.inside:,}",
+            f"{r.expected:.1f}",
+            number(r.fold, "{:.2f}"),
+            number(r.q, "{:.2g}"),
+        ]
+        for r in regions[:MOST_ROWS]
+    ]
+    return facts, (head, lines)
+
+
+def _about_region(
+    found: exploration.Exploration, number: int
+) -> tuple[list[tuple[str, str]], tuple[list[str], list[list[str]]]]:
+    """Facts and the table of clusters of a region."""
+    name = found.voxels.roi_names[number]
+    counts, scores = [], []
+    for one in found.brains:
+        inside = np.zeros(len(one.score), bool)
+        if name in one.subject.roi_names:
+            inside = one.subject.roi[:, one.subject.roi_names.index(name)]
+        counts.append(int(inside.sum()))
+        scores.append(one.score[inside])
+    values = np.concatenate(scores)
+    values = values[np.isfinite(values)]
+    names = [one.subject.name for one in found.brains]
+    facts = [
+        ("voxels", f"{sum(counts):,}"),
+        ("by subject", _counts(names, counts)),
+    ]
+    if len(values):
+        label = f"median {found.voxels.score_name}"
+        facts.append((label, f"{np.median(values):.3f}"))
+    lines = [
+        [
+            row.name,
+            f"{r.inside:,}",
+            pages.number(r.fold, "{:.2f}"),
+            pages.number(r.q, "{:.2g}"),
+        ]
+        for row in found.rows
+        for r in row.regions
+        if r.name == name and r.inside
+    ]
+    lines.sort(key=lambda line: -int(line[1].replace(",", "")))
+    return facts, (
+        ["cluster", "scored voxels", "times expected", "q"],
+        lines[:MOST_ROWS],
+    )
+
+
+def _counts(names: Sequence[str], counts: Sequence[int]) -> str:
+    """Of the subjects that have any."""
+    return ", ".join(f"{n} {c:,}" for n, c in zip(names, counts, strict=True) if c)
