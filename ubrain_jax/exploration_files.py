@@ -249,7 +249,7 @@ def maps_of(one: exploration.Brain) -> dict[str, tuple[str, np.ndarray, str]]:
             "continuous",
         ),
         "size": (f"size of the field ({unit})", field.size * scale, "continuous"),
-        "angle": ("angle (radians)", field.angle, "angle"),
+        "angle": ("angle (degrees)", np.degrees(field.angle) % 360, "angle"),
         "level": ("level (tap)", one.level, "continuous"),
     }
 
@@ -431,6 +431,7 @@ def _brain(
     region = np.zeros((len(rows), len(roi_names)), bool)
     region[:, [roi_names.index(n) for n in subject.roi_names]] = subject.roi[rows]
     columns = {key: values[rows] for key, (_, values, _) in maps_of(one).items()}
+    columns["angle"] = one.field.angle[rows]
     space, kind, position = str(subject.attrs.get("space")), where.kind, where.position
     if kind == "none":  # nothing to lay them on but what they do
         kind, position = "volume", _by_embedding(subject.embedding)

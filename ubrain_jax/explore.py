@@ -161,10 +161,11 @@ def about(encoder: universal.UniversalEncoder, path: str) -> dict[str, Any]:
     told = encoder.provenance
     subjects = [encoder.subject(name) for name in encoder.subjects]
     simulated = [s.name for s in subjects if s.attrs.get("simulated")]
+    count = sum(len(s.embedding) for s in subjects)
+    data = ", ".join(map(str, told.get("stores", []))) or "data not named"
     lead = (
-        f"{len(subjects)} subjects, {sum(len(s.embedding) for s in subjects):,} voxels "
-        f"of the encoder {pathlib.Path(path).name}, trained for {told.get('step', '?')} "
-        f"steps on {', '.join(map(str, told.get('stores', []))) or 'data not named'}."
+        f"{len(subjects)} subjects, {count:,} voxels of the encoder "
+        f"{pathlib.Path(path).name}, trained for {told.get('step', '?')} steps on {data}."
     )
     warnings = [str(line) for line in told.get("warnings", [])]
     if simulated and not any("imulated" in line for line in warnings):
