@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import nibabel as nib
 import numpy as np
-from matplotlib import collections, patheffects
+from matplotlib import collections
 from matplotlib import figure as mpl_figure
 from nilearn import datasets
-from scipy import ndimage
 
 from ubrain_jax import errors, whole
 from ubrain_jax.maps import brain, charts, pages, shades, slices, surface
@@ -45,7 +44,6 @@ _EYES: dict[str, tuple[Any, Any]] = {
     "from below": ((0, 0, -1), (0, 1, 0)),
     "flat": ((0, 0, 1), (0, 1, 0)),
 }
-_HALO = [patheffects.withStroke(linewidth=2.2, foreground="white")]
 
 
 class Mesh(NamedTuple):
@@ -283,10 +281,14 @@ def _panels(
             mesh = bundled("inflated", side)
             outer = ("from outside", "from inside")
             for k, eye in enumerate(outer[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, 0, slice(2 * side + k, 2 * side + k + 1)))
+                made.append(
+                    _Panel(side, eye, mesh, 0, slice(2 * side + k, 2 * side + k + 1))
+                )
             lower = ("from behind", "from below")
             for k, eye in enumerate(lower[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, 1, slice(2 * side + k, 2 * side + k + 1)))
+                made.append(
+                    _Panel(side, eye, mesh, 1, slice(2 * side + k, 2 * side + k + 1))
+                )
     if "flat" in views:
         row = 2 if made else 0
         for side in range(2):
@@ -330,7 +332,9 @@ def _of_meshes(
         lower = ("from behind", "from below")
         for row, eyes in enumerate((outer, lower)):
             for k, eye in enumerate(eyes[:: 1 - 2 * side]):
-                made.append(_Panel(side, eye, mesh, row, slice(2 * side + k, 2 * side + k + 1)))
+                made.append(
+                    _Panel(side, eye, mesh, row, slice(2 * side + k, 2 * side + k + 1))
+                )
     return made
 
 
@@ -349,7 +353,9 @@ def _figure(
     flat = {panel.row for panel in panels if panel.eye == "flat"}
     heights = [1.45 if row in flat else 1.0 for row in range(num_rows)]
     wide = 0.06 if used.bar is not None else 0.62
-    fig = mpl_figure.Figure(figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained")
+    fig = mpl_figure.Figure(
+        figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained"
+    )
     grid = fig.add_gridspec(
         num_rows, 5, width_ratios=[1, 1, 1, 1, wide], height_ratios=heights
     )
@@ -404,13 +410,15 @@ def _draw_panel(
                 list(lines[visible][:, :, :2]), colors=shade, linewidths=width
             )
             ax.add_collection(drawn, autolim=False)
-        _write(ax, member[seen.vertex], extent, pages.ascii_label(name), size=7.5)
+        shades.write_in(
+            ax, member[seen.vertex], extent, name, least=_LEAST_PX, size=7.5
+        )
     if used.label is not None:
         label = np.full(num + 1, -1)
         label[vertex] = used.label[column]
         for k in np.unique(used.label[used.label >= 0]):
             mask = label[seen.vertex] == k
-            _write(ax, mask, extent, str(k + 1), size=6.5, bold=True)
+            shades.write_in(ax, mask, extent, str(k + 1), least=_LEAST_PX, size=6.5)
     ax.set_xlim(*extent[:2])
     ax.set_ylim(*extent[2:])
     ax.axis("off")
@@ -532,36 +540,3 @@ def _border(point: np.ndarray, triangle: np.ndarray, member: np.ndarray) -> np.n
     tip = corner[rows, alone]
     ends = [(tip + corner[rows, (alone + k) % 3]) / 2 for k in (1, 2)]
     return np.stack(ends, 1)
-
-
-def _write(
-    ax: Any,
-    mask: np.ndarray,
-    extent: tuple[float, float, float, float],
-    text: str,
-    *,
-    size: float,
-    bold: bool = False,
-) -> None:
-    """A word at the place of a region that is farthest from its border, if it fits."""
-    height, width = mask.shape
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
-        return
-    rows, columns = found[0]
-    room = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
-    if room.max() < _LEAST_PX:
-        return
-    y, x = np.unravel_index(room.argmax(), room.shape)
-    y, x = y + rows.start - 1, x + columns.start - 1
-    ax.text(
-        extent[0] + (x + 0.5) / width * (extent[1] - extent[0]),
-        extent[2] + (y + 0.5) / height * (extent[3] - extent[2]),
-        text,
-        fontsize=size,
-        fontweight="bold" if bold else "normal",
-        color=pages.INK,
-        ha="center",
-        va="center",
-        path_effects=_HALO,
-    )
