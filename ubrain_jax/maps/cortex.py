@@ -129,11 +129,11 @@ def draw(
         >>> voxel = np.zeros((3, 3), np.int32)
         >>> voxel[:, 1] = 4, 9, 12  # hemisphere, vertex, -1
         >>> attrs = {"space": "fsaverage5"}
-        >>> none, ncsnr = np.zeros((3, 0), bool), np.ones(3, np.float32)
-        >>> s = bundle.Subject("s1", np.zeros((3, 2)), voxel, none, (), ncsnr, attrs, {})
+        >>> embedding, roi, ncsnr = np.zeros((3, 2)), np.zeros((3, 0), bool), np.ones(3)
+        >>> s = bundle.Subject("s1", embedding, voxel, roi, (), ncsnr, attrs, {})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     draw(f"{folder}/r.png", s, np.array([0.1, 0.2, 0.3]), name="r")
-        ['3 of 3 voxels shown']
+        ['3 of 3 voxels shown', 'on the mesh of fsaverage5']
     """
     path = pathlib.Path(path)
     if path.suffix not in ENDINGS:
@@ -141,7 +141,7 @@ def draw(
             path, "", "another ending", " or ".join(ENDINGS), "Choose one of them."
         )
     values = np.asarray(values)
-    if values.shape != (len(subject.position),):
+    if values.shape != (len(subject.position),) or not len(values):
         raise errors.InputError(
             path,
             subject.name,
@@ -220,8 +220,8 @@ def bundled(view: str, side: int) -> Mesh:
     files = datasets.fetch_surf_fsaverage(MESH)
     short = {"inflated": "infl", "flat": "flat"}[view]
     point, triangle = _read(files[f"{short}_{_SIDES[side]}"])
-    sulc = nib.load(files[f"sulc_{_SIDES[side]}"]).darrays[0].data
-    return Mesh(point, triangle, np.asarray(sulc, float))
+    sulc: Any = nib.load(files[f"sulc_{_SIDES[side]}"])
+    return Mesh(point, triangle, np.asarray(sulc.darrays[0].data, float))
 
 
 def _read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:

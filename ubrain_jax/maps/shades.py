@@ -66,7 +66,7 @@ def palette(num: int) -> list[str]:
             rgb = rgb * (1 - abs(tint)) + max(tint, 0)
         else:  # hues a golden angle apart
             rgb = colorsys.hls_to_rgb(k * 0.618034 % 1, 0.35 + k * 7 % 5 / 12, 0.7)
-        made.append(colors.to_hex(rgb))
+        made.append(colors.to_hex((rgb[0], rgb[1], rgb[2])))
     return unique(made)
 
 
@@ -300,7 +300,7 @@ def write_in(
     if not found:
         return
     rows, columns = found[0]
-    room = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
+    room: Any = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
     if room.max() < least:
         return
     y, x = np.unravel_index(room.argmax(), room.shape)

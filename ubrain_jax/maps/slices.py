@@ -1,4 +1,4 @@
-"""One value a voxel as slices of the subject's own volume, and projections of all of it.
+"""One value a voxel as slices and projections of the subject's own volume.
 
 A subject's volume is no standard brain, so no outline of one stands around it: what is
 drawn is the voxels, with left and right named where the affine tells them.
@@ -112,8 +112,7 @@ def _turn(subject: bundle.Subject, said: str) -> tuple[_Turned, list[str]]:
     notes = [f"{len(index):,} voxels in its own volume of {shape}"]
     if where.affine is None:
         notes.append("left, right and millimetres are not known")
-        told = lambda axis, k: f"{'ijk'[axis]} = {k}"  # noqa: E731
-        return _Turned(index, np.ones(3), told, False), notes
+        return _Turned(index, np.ones(3), _plain, False), notes
     turn = orientations.io_orientation(where.affine)
     affine = where.affine @ orientations.inv_ornt_aff(turn, where.grid)
     index = np.rint(affines.apply_affine(np.linalg.inv(affine) @ where.affine, index))
@@ -131,6 +130,11 @@ def _turn(subject: bundle.Subject, said: str) -> tuple[_Turned, list[str]]:
     if lean >= _STRAIGHT:
         notes.append("its axes are oblique; left, right, ... are the nearest ones")
     return _Turned(index.astype(int), size, told, True), notes
+
+
+def _plain(axis: int, place: int) -> str:
+    """A place in a volume whose directions are not known."""
+    return f"{'ijk'[axis]} = {place}"
 
 
 def _spread(depth: np.ndarray) -> list[int]:
