@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import nibabel as nib
 import numpy as np
-from matplotlib import collections, patheffects
+from matplotlib import collections
 from matplotlib import figure as mpl_figure
 from nilearn import datasets
-from scipy import ndimage
 
 from ubrain_jax import errors, whole
 from ubrain_jax.maps import brain, charts, pages, shades, slices, surface
@@ -45,7 +44,6 @@ _EYES: dict[str, tuple[Any, Any]] = {
     "from below": ((0, 0, -1), (0, 1, 0)),
     "flat": ((0, 0, 1), (0, 1, 0)),
 }
-_HALO = [patheffects.withStroke(linewidth=2.2, foreground="white")]
 
 
 class Mesh(NamedTuple):
@@ -131,11 +129,11 @@ def draw(
         >>> voxel = np.zeros((3, 3), np.int32)
         >>> voxel[:, 1] = 4, 9, 12  # hemisphere, vertex, -1
         >>> attrs = {"space": "fsaverage5"}
-        >>> none, ncsnr = np.zeros((3, 0), bool), np.ones(3, np.float32)
-        >>> s = bundle.Subject("s1", np.zeros((3, 2)), voxel, none, (), ncsnr, attrs, {})
+        >>> embedding, roi, ncsnr = np.zeros((3, 2)), np.zeros((3, 0), bool), np.ones(3)
+        >>> s = bundle.Subject("s1", embedding, voxel, roi, (), ncsnr, attrs, {})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     draw(f"{folder}/r.png", s, np.array([0.1, 0.2, 0.3]), name="r")
-        ['3 of 3 voxels shown']
+        ['3 of 3 voxels shown', 'on the mesh of fsaverage5']
     """
     path = pathlib.Path(path)
     if path.suffix not in ENDINGS:
@@ -143,7 +141,7 @@ def draw(
             path, "", "another ending", " or ".join(ENDINGS), "Choose one of them."
         )
     values = np.asarray(values)
-    if values.shape != (len(subject.position),):
+    if values.shape != (len(subject.position),) or not len(values):
         raise errors.InputError(
             path,
             subject.name,
@@ -222,8 +220,8 @@ def bundled(view: str, side: int) -> Mesh:
     files = datasets.fetch_surf_fsaverage(MESH)
     short = {"inflated": "infl", "flat": "flat"}[view]
     point, triangle = _read(files[f"{short}_{_SIDES[side]}"])
-    sulc = nib.load(files[f"sulc_{_SIDES[side]}"]).darrays[0].data
-    return Mesh(point, triangle, np.asarray(sulc, float))
+    sulc: Any = nib.load(files[f"sulc_{_SIDES[side]}"])
+    return Mesh(point, triangle, np.asarray(sulc.darrays[0].data, float))
 
 
 def _read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
@@ -412,13 +410,15 @@ def _draw_panel(
                 list(lines[visible][:, :, :2]), colors=shade, linewidths=width
             )
             ax.add_collection(drawn, autolim=False)
-        _write(ax, member[seen.vertex], extent, pages.ascii_label(name), size=7.5)
+        shades.write_in(
+            ax, member[seen.vertex], extent, name, least=_LEAST_PX, size=7.5
+        )
     if used.label is not None:
         label = np.full(num + 1, -1)
         label[vertex] = used.label[column]
         for k in np.unique(used.label[used.label >= 0]):
             mask = label[seen.vertex] == k
-            _write(ax, mask, extent, str(k + 1), size=6.5, bold=True)
+            shades.write_in(ax, mask, extent, str(k + 1), least=_LEAST_PX, size=6.5)
     ax.set_xlim(*extent[:2])
     ax.set_ylim(*extent[2:])
     ax.axis("off")
@@ -540,36 +540,3 @@ def _border(point: np.ndarray, triangle: np.ndarray, member: np.ndarray) -> np.n
     tip = corner[rows, alone]
     ends = [(tip + corner[rows, (alone + k) % 3]) / 2 for k in (1, 2)]
     return np.stack(ends, 1)
-
-
-def _write(
-    ax: Any,
-    mask: np.ndarray,
-    extent: tuple[float, float, float, float],
-    text: str,
-    *,
-    size: float,
-    bold: bool = False,
-) -> None:
-    """A word at the place of a region that is farthest from its border, if it fits."""
-    height, width = mask.shape
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
-        return
-    rows, columns = found[0]
-    room = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
-    if room.max() < _LEAST_PX:
-        return
-    y, x = np.unravel_index(room.argmax(), room.shape)
-    y, x = y + rows.start - 1, x + columns.start - 1
-    ax.text(
-        extent[0] + (x + 0.5) / width * (extent[1] - extent[0]),
-        extent[2] + (y + 0.5) / height * (extent[3] - extent[2]),
-        text,
-        fontsize=size,
-        fontweight="bold" if bold else "normal",
-        color=pages.INK,
-        ha="center",
-        va="center",
-        path_effects=_HALO,
-    )

@@ -1,4 +1,4 @@
-"""From values of voxels to colours, and the key that tells them: a bar or a legend.
+"""From values of voxels to colours, and what tells them: a bar, a legend, names.
 
 Colour maps are read alike with any colour vision: viridis, RdBu for values around 0,
 twilight for angles; labels have colours of their own and numbers beside them.
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib import cm, colors, patches
+from matplotlib import cm, colors, patches, patheffects
 from matplotlib import figure as mpl_figure
+from scipy import ndimage
 
 from ubrain_jax import errors
 from ubrain_jax.maps import charts, pages
@@ -32,7 +33,9 @@ class Scale(NamedTuple):
         colours: K colours of labels, or none.
         bar: What the colour bar shows; None for labels.
         extend: Which ends of the bar have values beyond: "neither", "min", ...
-        strength: (V,) what a projection takes the largest of; -inf where no value.
+        strength: (V,) a projection shows the voxel where it is largest, of equal ones
+            the nearest; -inf where there is no value.
+        over: The same in words.
     """
 
     colour: np.ndarray
@@ -42,6 +45,7 @@ class Scale(NamedTuple):
     bar: cm.ScalarMappable | None
     extend: str
     strength: np.ndarray
+    over: str
 
 
 def palette(num: int) -> list[str]:
@@ -62,7 +66,7 @@ def palette(num: int) -> list[str]:
             rgb = rgb * (1 - abs(tint)) + max(tint, 0)
         else:  # hues a golden angle apart
             rgb = colorsys.hls_to_rgb(k * 0.618034 % 1, 0.35 + k * 7 % 5 / 12, 0.7)
-        made.append(colors.to_hex(rgb))
+        made.append(colors.to_hex((rgb[0], rgb[1], rgb[2])))
     return unique(made)
 
 
@@ -138,8 +142,18 @@ def scale(
     below = bool((values[finite] < low - 1e-9).any())
     above = bool((values[finite] > high + 1e-9).any())
     extend = ("neither", "max", "min", "both")[2 * below + above]
+<<<<<<< HEAD
     strength = np.abs(values) if name == "RdBu_r" else values
     return Scale(colour, None, (), (), bar, extend, np.where(finite, strength, -np.inf))
+=======
+    over, strength = "the largest value", values
+    if name == "RdBu_r":
+        over, strength = "the value farthest from 0", np.abs(values)
+    elif kind == "angle":
+        over, strength = "the nearest value", np.zeros(len(values))
+    strength = np.where(finite, strength, -np.inf)
+    return Scale(colour, None, (), (), bar, extend, strength, over)
+>>>>>>> cortex
 
 
 def _limits(values: np.ndarray, kind: str) -> tuple[float, float]:
@@ -170,10 +184,15 @@ def _labelled(
     names, colours = checked(said, *labels)
     label = whole_labels(values, said, len(names))
     table = np.concatenate([colors.to_rgba_array(colours), np.zeros((1, 4))])
-    # Of labels on one line the most frequent is seen: see `slices`.
-    strength = np.where(label >= 0, 0.0, -np.inf)
     return Scale(
-        table[label], label, tuple(names), tuple(colours), None, "neither", strength
+        colour=table[label],
+        label=label,
+        names=tuple(names),
+        colours=tuple(colours),
+        bar=None,
+        extend="neither",
+        strength=np.where(label >= 0, 0.0, -np.inf),
+        over="the most frequent label",
     )
 
 
@@ -260,4 +279,44 @@ def add_key(fig: mpl_figure.Figure, used: Scale, name: str, room: Any) -> None:
         title_fontsize=9,
         handlelength=1.2,
         handleheight=1.0,
+    )
+
+
+def write_in(
+    ax: Any,
+    mask: np.ndarray,
+    extent: tuple[float, float, float, float],
+    text: str,
+    *,
+    least: float,
+    size: float,
+) -> None:
+    """A name at the place of a region that is farthest from its border.
+
+    Args:
+        ax: Axes that show the image.
+        mask: (y, x) pixels of the region, the first row below.
+        extent: Left, right, bottom and top of the image in the axes.
+        text: The name.
+        least: Pixels to the border that it needs; without, nothing is written.
+        size: Of the letters, in points.
+    """
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        return
+    rows, columns = found[0]
+    room: Any = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
+    if room.max() < least:
+        return
+    y, x = np.unravel_index(room.argmax(), room.shape)
+    height, width = mask.shape
+    ax.text(
+        extent[0] + (x + columns.start - 0.5) / width * (extent[1] - extent[0]),
+        extent[2] + (y + rows.start - 0.5) / height * (extent[3] - extent[2]),
+        pages.ascii_label(pages.printable(text)),
+        fontsize=size,
+        color=pages.INK,
+        ha="center",
+        va="center",
+        path_effects=[patheffects.withStroke(linewidth=2.2, foreground="white")],
     )

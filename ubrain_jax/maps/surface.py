@@ -30,7 +30,7 @@ _CORTEX = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 _PRIMARY = ("CortexLeft", "CortexRight")
 _MGH_HEAD = mghformat.header_dtype.itemsize
 # What XML 1.0 cannot hold, and halves of surrogate pairs.
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Side(NamedTuple):
@@ -199,7 +199,7 @@ def _gifti(path: pathlib.Path, side: Side, primary: str, ids: list[str]) -> Shee
             intent="NIFTI_INTENT_NONE",
             datatype="NIFTI_TYPE_FLOAT32",
             encoding="GIFTI_ENCODING_B64GZ",
-            meta=gifti.GiftiMetaData(Name=_NO_XML.sub("?", ids[number])),
+            meta=gifti.GiftiMetaData(Name=NO_XML.sub("?", ids[number])),
         )
         return array.to_xml()
 
