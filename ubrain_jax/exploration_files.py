@@ -367,10 +367,16 @@ def _derivatives(folder: pathlib.Path, found: exploration.Exploration) -> list[s
     notes: list[str] = []
     names = found.clusters.names
     for one in found.brains:
+        unit = "fraction of the picture"
+        if np.isfinite(one.field.degrees):
+            unit = "degrees of visual angle"
+        units = {"eccentricity": unit, "size": unit, "angle": "degrees", "level": "tap"}
         maps = {key: values for key, (_, values, _) in maps_of(one).items()}
         labels = {"cluster": (one.label, names, shades.palette(len(names)))}
         try:
-            derivatives.write(folder, one.subject, maps, labels, desc="explore")
+            derivatives.write(
+                folder, one.subject, maps, labels, desc="explore", units=units
+            )
         except errors.InputError as error:
             notes.append(f"{one.subject.name} is in no file of maps: {error}")
     return notes

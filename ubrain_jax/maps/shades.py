@@ -142,10 +142,6 @@ def scale(
     below = bool((values[finite] < low - 1e-9).any())
     above = bool((values[finite] > high + 1e-9).any())
     extend = ("neither", "max", "min", "both")[2 * below + above]
-<<<<<<< HEAD
-    strength = np.abs(values) if name == "RdBu_r" else values
-    return Scale(colour, None, (), (), bar, extend, np.where(finite, strength, -np.inf))
-=======
     over, strength = "the largest value", values
     if name == "RdBu_r":
         over, strength = "the value farthest from 0", np.abs(values)
@@ -153,7 +149,6 @@ def scale(
         over, strength = "the nearest value", np.zeros(len(values))
     strength = np.where(finite, strength, -np.inf)
     return Scale(colour, None, (), (), bar, extend, strength, over)
->>>>>>> cortex
 
 
 def _limits(values: np.ndarray, kind: str) -> tuple[float, float]:
