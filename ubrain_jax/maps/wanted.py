@@ -74,7 +74,7 @@ def draw(
             at = 1.06 * down
             label = pages.ascii_label(row.name)
             ax.text(-0.15, at + 0.5, label, ha="right", va="center", fontsize=9)
-            for start, block in zip(starts, row.blocks, strict=True):
+            for start, block in zip(starts, row.blocks, strict=False):
                 for k, picture in enumerate(block):
                     if picture >= 0:
                         box = (start + k, start + k + 0.96, at + 0.96, at)
