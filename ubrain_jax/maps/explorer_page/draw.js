@@ -21,7 +21,8 @@ function axesOf(view) {
   ];
 }
 
-// Middle of a box around points (n, 3), and the distance of the farthest from it.
+// Middle of a box around points (n, 3), the distance of the farthest from it, and from
+// the upright axis through it.
 function frame(points, chosen) {
   const low = [Infinity, Infinity, Infinity];
   const high = low.map((x) => -x);
@@ -32,19 +33,21 @@ function frame(points, chosen) {
     if (points[i] > high[d]) high[d] = points[i];
   }
   const middle = low.map((x, d) => (x + high[d]) / 2 || 0);
-  let far = 0;
+  let far = 0, wide = 0;
   for (let i = 0; i < points.length; i += 3) {
     if (chosen && !chosen(i / 3)) continue;
-    far = Math.max(far, Math.hypot(
-      points[i] - middle[0], points[i + 1] - middle[1], points[i + 2] - middle[2]));
+    const [x, y, z] = [0, 1, 2].map((d) => points[i + d] - middle[d]);
+    far = Math.max(far, Math.hypot(x, y, z));
+    wide = Math.max(wide, Math.hypot(x, y));
   }
-  return { middle, far: far || 1 };
+  return { middle, far: far || 1, wide: wide || 1 };
 }
 
 // Where points are on a canvas: (n) pixels from the left and top, and nearness.
 function project(points, box, view, width, height) {
   const [right, up, near] = axesOf(view);
-  const scale = (0.47 * Math.min(width, height) * view.zoom) / box.far;
+  // Whole from every side; some corners may leave the frame when seen from above.
+  const scale = view.zoom * Math.min((0.47 * width) / box.wide, (0.6 * height) / box.far);
   const [mx, my, mz] = box.middle;
   const n = points.length / 3;
   const at = {
@@ -114,7 +117,7 @@ function drawMesh(mesh, view, buffer) {
   for (let i = 0; i < n; i++) {
     const [a, b, c] = [mesh.normals[3 * i], mesh.normals[3 * i + 1], mesh.normals[3 * i + 2]];
     const dot = (a * lamp[0] + b * lamp[1] + c * lamp[2]) / (Math.hypot(a, b, c) || 1);
-    shade[i] = 66 + 189 * Math.max(0, dot);
+    shade[i] = 85 + 170 * Math.max(0, dot);
   }
   const { faces } = mesh;
   const first = view.side === "1" ? faces.length / 2 : 0;
@@ -143,6 +146,7 @@ function drawMesh(mesh, view, buffer) {
       }
     }
   }
+  at.radius = 1.8 * at.scale; // half the distance of two vertices, in pixels
   return at;
 }
 
@@ -159,7 +163,7 @@ function ball(radius) {
         if (left < 0) continue;
         const z = Math.sqrt(left);
         const dot = (-0.25 * x - 0.45 * y + 0.86 * z) / r;
-        found.push(x, y, z, 0.4 + 0.6 * Math.max(0, dot));
+        found.push(x, y, z, 0.45 + 0.55 * Math.max(0, dot));
       }
     }
     balls.set(key, Float32Array.from(found));
@@ -209,6 +213,7 @@ function drawPoints(points, box, gap, marked, view, buffer) {
       light[k] = fog * disc[j + 3];
     }
   }
+  at.radius = plainRadius;
   return at;
 }
 
@@ -236,13 +241,16 @@ function ownersOf(mesh, position, marked, reach) {
 }
 
 // Colours pixels. `owner` turns what is under a pixel into a voxel (null: it is one);
-// unmarked voxels keep `dim` of their light.
-function paint(pixels, buffer, owner, sulc, rgb, marked, dim) {
+// unmarked voxels keep `dim` of their light, and `faded` ones lose colour; marked ones
+// get an outline where there is room for it.
+function paint(pixels, buffer, owner, sulc, rgb, marked, dim, faded, outlined) {
   const { width, what, light } = buffer;
   const none = packed(...BACKGROUND);
   const markAt = (k) => {
-    const v = what[k] < 0 ? -1 : owner ? owner[what[k]] : what[k];
-    return v >= 0 && marked[v] ? 1 : 0;
+    const w = what[k];
+    if (w === undefined || w < 0) return 0;
+    const v = owner ? owner[w] : w;
+    return v < 0 ? 0 : marked[v];
   };
   for (let k = 0; k < what.length; k++) {
     const w = what[k];
@@ -254,21 +262,28 @@ function paint(pixels, buffer, owner, sulc, rgb, marked, dim) {
     let shine = light[k] / 255;
     if (v < 0) {
       const grey = CORTEX[sulc[w]];
-      if (dim < 1) shine *= 0.8;
+      if (dim < 1) shine *= 0.75;
       pixels[k] = packed(grey[0] * shine, grey[1] * shine, grey[2] * shine);
       continue;
     }
-    const mark = marked[v];
-    if (mark) {
-      if (!markAt(k + 1) || !markAt(k - 1) || !markAt(k + width) || !markAt(k - width)) {
+    let r = rgb[3 * v], g = rgb[3 * v + 1], b = rgb[3 * v + 2];
+    if (marked[v]) {
+      if (outlined && !(markAt(k + 1) && markAt(k - 1) && markAt(k + width)
+        && markAt(k - width))) {
         pixels[k] = OUTLINE;
         continue;
       }
-      shine = 0.35 + 0.65 * shine;
-    } else {
+      shine = 0.4 + 0.6 * shine;
+    } else if (dim < 1) {
       shine *= dim;
+      if (faded) {
+        const grey = 0.7 * (0.3 * r + 0.6 * g + 0.1 * b);
+        r = 0.3 * r + grey;
+        g = 0.3 * g + grey;
+        b = 0.3 * b + grey;
+      }
     }
-    pixels[k] = packed(rgb[3 * v] * shine, rgb[3 * v + 1] * shine, rgb[3 * v + 2] * shine);
+    pixels[k] = packed(r * shine, g * shine, b * shine);
   }
 }
 
