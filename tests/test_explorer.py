@@ -520,6 +520,7 @@ def test_a_drag_turns_all_brains_and_picks_nothing(page):
     page.mouse(left + 100, top + 100, to=(left + 160, top + 120))
     assert all(a != b for a, b in zip(before, page.drawn(), strict=True))
     assert page.text("#detail h2") == "Nothing picked"
+    time.sleep(0.4)  # it is written when the brains have come to rest
     assert page.do("location.hash") == "#view=30,10,1"
     page.check()
 

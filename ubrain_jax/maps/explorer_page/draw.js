@@ -98,7 +98,15 @@ function makeMesh(arrays) {
       normals[c + d] += n;
     }
   }
-  return { vertices, faces, normals, half, sulc: arrays["mesh/sulc"].data };
+  for (let i = 0; i < normals.length; i += 3) {
+    const length = Math.hypot(normals[i], normals[i + 1], normals[i + 2]) || 1;
+    for (let d = 0; d < 3; d++) normals[i + d] /= length;
+  }
+  const boxes = {
+    both: frame(vertices), 0: frame(vertices, (i) => i < half),
+    1: frame(vertices, (i) => i >= half),
+  };
+  return { vertices, faces, normals, half, boxes, sulc: arrays["mesh/sulc"].data };
 }
 
 // Fills `buffer.what` with vertices: each pixel has the nearest corner of its triangle.
@@ -106,25 +114,21 @@ function drawMesh(mesh, view, buffer) {
   const { width, height, what, light, depth } = buffer;
   what.fill(-1);
   depth.fill(NOWHERE);
-  const shown = view.side === "both" ? null
-    : (i) => (i >= mesh.half ? 1 : 0) === Number(view.side);
-  const box = frame(mesh.vertices, shown);
-  const at = project(mesh.vertices, box, view, width, height);
+  const at = project(mesh.vertices, mesh.boxes[view.side], view, width, height);
+  const { x: px, y: py, z: pz } = at;
   const [right, up, near] = axesOf(view);
-  const lamp = [0, 1, 2].map((d) => -0.25 * right[d] + 0.45 * up[d] + 0.86 * near[d]);
-  const n = mesh.vertices.length / 3;
-  const shade = new Float32Array(n);
-  for (let i = 0; i < n; i++) {
-    const [a, b, c] = [mesh.normals[3 * i], mesh.normals[3 * i + 1], mesh.normals[3 * i + 2]];
-    const dot = (a * lamp[0] + b * lamp[1] + c * lamp[2]) / (Math.hypot(a, b, c) || 1);
+  const [lx, ly, lz] = [0, 1, 2].map((d) => -0.25 * right[d] + 0.45 * up[d] + 0.86 * near[d]);
+  const { faces, normals } = mesh;
+  const shade = new Float32Array(px.length);
+  for (let i = 0; i < shade.length; i++) {
+    const dot = normals[3 * i] * lx + normals[3 * i + 1] * ly + normals[3 * i + 2] * lz;
     shade[i] = 85 + 170 * Math.max(0, dot);
   }
-  const { faces } = mesh;
   const first = view.side === "1" ? faces.length / 2 : 0;
   const last = view.side === "0" ? faces.length / 2 : faces.length;
   for (let f = first; f < last; f += 3) {
     const a = faces[f], b = faces[f + 1], c = faces[f + 2];
-    const ax = at.x[a], ay = at.y[a], bx = at.x[b], by = at.y[b], cx = at.x[c], cy = at.y[c];
+    const ax = px[a], ay = py[a], bx = px[b], by = py[b], cx = px[c], cy = py[c];
     const area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax);
     if (area >= 0) continue; // seen from inside
     const x0 = Math.max(0, Math.ceil(Math.min(ax, bx, cx)));
@@ -138,7 +142,7 @@ function drawMesh(mesh, view, buffer) {
         const w = 1 - u - v;
         if (u < 0 || v < 0 || w < 0) continue;
         const k = y * width + x;
-        const z = u * at.z[a] + v * at.z[b] + w * at.z[c];
+        const z = u * pz[a] + v * pz[b] + w * pz[c];
         if (z <= depth[k]) continue;
         depth[k] = z;
         what[k] = u >= v && u >= w ? a : v >= w ? b : c;

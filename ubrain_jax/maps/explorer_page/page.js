@@ -630,7 +630,12 @@ function turn(change) {
   redraw();
 }
 
-const settle = () => writeHash();
+// Browsers refuse addresses that change many times a second.
+let settling = 0;
+const settle = () => {
+  clearTimeout(settling);
+  settling = setTimeout(writeHash, 250);
+};
 
 function onBrainKey(event, tile) {
   const step = 10, move = event.shiftKey;
