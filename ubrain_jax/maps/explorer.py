@@ -17,9 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib import colors as mpl_colors
 from PIL import Image
 
 from ubrain_jax import errors, whole
@@ -27,11 +25,9 @@ from ubrain_jax.maps import pages
 
 # Of one subject: more are slow to draw, and smaller than a pixel.
 MOST_VOXELS = 6000
-_LEAST_VOXELS = 100
-_PICTURE_PX = (112, 80, 56)
+# Pixels of a picture, and how few voxels of a subject come before fewer pixels.
+_STEPS = ((112, 1000), (80, 500), (56, 100))
 _SCRIPTS = ("arrays.js", "colours.js", "draw.js", "panels.js", "page.js")
-# Colour maps that stay in order without colour vision, and one that closes.
-_COLOUR_MAPS = {"sequential": "cividis", "diverging": "PuOr_r", "cyclic": "twilight"}
 _SCALARS = ("score", "x", "y", "size", "eccentricity", "angle", "level")
 
 
@@ -228,7 +224,8 @@ def write(
     """Writes the page, whole or not at all.
 
     What makes it too large goes in this order: attention of single voxels on single
-    pictures, voxels, sharpness of the pictures. The page says what went.
+    pictures; voxels down to 1,000 a subject; then voxels and sharpness of the pictures
+    by turns. The page says what went.
 
     Args:
         path: Of the HTML file.
@@ -252,12 +249,12 @@ def write(
 def _fit(path: Any, whole_of_it: Exploration, max_bytes: int) -> tuple[str, list[str]]:
     """The richest page that is not too large, and what it lacks."""
     most, with_attention = MOST_VOXELS, True
-    for px in _PICTURE_PX:
-        for _ in range(12):
+    for px, least in _STEPS:
+        while True:
             shown = _reduce(whole_of_it, most, with_attention)
             notes = _notes(whole_of_it, shown, px)
             page = _page(shown, notes, px)
-            if len(page.encode()) <= max_bytes:
+            if len(page.encode(errors="replace")) <= max_bytes:
                 return page, notes
             if with_attention and any(
                 b.top_attention is not None for b in shown.brains
@@ -265,10 +262,10 @@ def _fit(path: Any, whole_of_it: Exploration, max_bytes: int) -> tuple[str, list
                 with_attention = False
                 continue
             largest = max(len(b.voxel) for b in shown.brains)
-            if largest <= _LEAST_VOXELS:
+            if largest <= least:
                 break
             share = 0.95 * max_bytes / len(page)
-            most = max(_LEAST_VOXELS, int(min(share, 0.9) * largest))
+            most = max(least, int(min(share, 0.9) * largest))
     raise errors.ConfigError(
         path,
         "max_bytes",
@@ -303,7 +300,7 @@ def _notes(asked: Exploration, shown: Exploration, px: int) -> list[str]:
         b.top_attention is not None for b in shown.brains
     ):
         notes.append("attention of single voxels on single pictures left out")
-    if px < min(asked.pictures.shape[1], _PICTURE_PX[0]):
+    if px < min(asked.pictures.shape[1], _STEPS[0][0]):
         notes.append(f"pictures shown at {px} pixels")
     return notes
 
@@ -423,13 +420,6 @@ def _texts(shown: Exploration, notes: Sequence[str], px: int) -> dict[str, Any]:
             }
             for b in shown.brains
         ],
-        "colours": {
-            kind: [
-                mpl_colors.to_hex(c)
-                for c in matplotlib.colormaps[name](np.linspace(0, 1, 64))
-            ]
-            for kind, name in _COLOUR_MAPS.items()
-        },
     }
 
 

@@ -26,15 +26,32 @@ const category = (k) => oklch([0.7, 0.83, 0.6][k % 3], 0.14, 30 + 137.508 * k);
 
 const css = (rgb) => `rgb(${rgb.join(" ")})`;
 
-const hex = (text) => [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
-
-// A function of 0..1, clipped, and the gradient that shows it.
+// A function of 0..1, clipped, and the gradient that shows it. All maps are made for a
+// dark ground: what matters is bright.
 function ramp(stops) {
-  const table = stops.map(hex);
-  const at = (x) => table[Math.round(Math.min(Math.max(x, 0), 1) * (table.length - 1))];
-  at.gradient = `linear-gradient(to right, ${stops.join(", ")})`;
+  const last = stops.length - 1;
+  const at = (x) => {
+    const place = Math.min(Math.max(x, 0), 1) * last;
+    const k = Math.min(Math.floor(place), last - 1), part = place - k;
+    return stops[k].map((low, d) => Math.round(low + part * (stops[k + 1][d] - low)));
+  };
+  at.gradient = `linear-gradient(to right, ${stops.map(css).join(", ")})`;
   return at;
 }
+
+// Cividis without its darkest fifth; lightness grows all along.
+const sequential = ramp([
+  [46, 79, 121], [86, 101, 111], [109, 114, 117], [136, 133, 120], [164, 155, 113],
+  [194, 178, 104], [224, 203, 82], [254, 232, 56]]);
+
+// Blue below zero and orange above, as bright as far from it.
+const diverging = ramp([
+  [158, 216, 255], [38, 139, 210], [24, 84, 128], [58, 62, 68], [136, 68, 20],
+  [224, 110, 20], [255, 205, 140]]);
+
+// By angle from -pi to pi: hues once around, the upper half of the field brighter.
+const cyclic = ramp(Array.from({ length: 33 }, (_, k) =>
+  oklch(0.7 - 0.13 * Math.sin((k * Math.PI) / 16), 0.13, 40 + 11.25 * k)));
 
 // Lower and upper value that nearly all lie between.
 function range(parts) {

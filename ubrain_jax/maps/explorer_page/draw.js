@@ -21,7 +21,8 @@ function axesOf(view) {
   ];
 }
 
-// Middle of a box around points (n, 3), and the distance of the farthest from it.
+// Middle of a box around points (n, 3), the distance of the farthest from it, and from
+// the upright axis through it.
 function frame(points, chosen) {
   const low = [Infinity, Infinity, Infinity];
   const high = low.map((x) => -x);
@@ -32,19 +33,21 @@ function frame(points, chosen) {
     if (points[i] > high[d]) high[d] = points[i];
   }
   const middle = low.map((x, d) => (x + high[d]) / 2 || 0);
-  let far = 0;
+  let far = 0, wide = 0;
   for (let i = 0; i < points.length; i += 3) {
     if (chosen && !chosen(i / 3)) continue;
-    far = Math.max(far, Math.hypot(
-      points[i] - middle[0], points[i + 1] - middle[1], points[i + 2] - middle[2]));
+    const [x, y, z] = [0, 1, 2].map((d) => points[i + d] - middle[d]);
+    far = Math.max(far, Math.hypot(x, y, z));
+    wide = Math.max(wide, Math.hypot(x, y));
   }
-  return { middle, far: far || 1 };
+  return { middle, far: far || 1, wide: wide || 1 };
 }
 
 // Where points are on a canvas: (n) pixels from the left and top, and nearness.
 function project(points, box, view, width, height) {
   const [right, up, near] = axesOf(view);
-  const scale = (0.47 * Math.min(width, height) * view.zoom) / box.far;
+  // Whole from every side; some corners may leave the frame when seen from above.
+  const scale = view.zoom * Math.min((0.47 * width) / box.wide, (0.6 * height) / box.far);
   const [mx, my, mz] = box.middle;
   const n = points.length / 3;
   const at = {
@@ -95,7 +98,15 @@ function makeMesh(arrays) {
       normals[c + d] += n;
     }
   }
-  return { vertices, faces, normals, half, sulc: arrays["mesh/sulc"].data };
+  for (let i = 0; i < normals.length; i += 3) {
+    const length = Math.hypot(normals[i], normals[i + 1], normals[i + 2]) || 1;
+    for (let d = 0; d < 3; d++) normals[i + d] /= length;
+  }
+  const boxes = {
+    both: frame(vertices), 0: frame(vertices, (i) => i < half),
+    1: frame(vertices, (i) => i >= half),
+  };
+  return { vertices, faces, normals, half, boxes, sulc: arrays["mesh/sulc"].data };
 }
 
 // Fills `buffer.what` with vertices: each pixel has the nearest corner of its triangle.
@@ -103,25 +114,21 @@ function drawMesh(mesh, view, buffer) {
   const { width, height, what, light, depth } = buffer;
   what.fill(-1);
   depth.fill(NOWHERE);
-  const shown = view.side === "both" ? null
-    : (i) => (i >= mesh.half ? 1 : 0) === Number(view.side);
-  const box = frame(mesh.vertices, shown);
-  const at = project(mesh.vertices, box, view, width, height);
+  const at = project(mesh.vertices, mesh.boxes[view.side], view, width, height);
+  const { x: px, y: py, z: pz } = at;
   const [right, up, near] = axesOf(view);
-  const lamp = [0, 1, 2].map((d) => -0.25 * right[d] + 0.45 * up[d] + 0.86 * near[d]);
-  const n = mesh.vertices.length / 3;
-  const shade = new Float32Array(n);
-  for (let i = 0; i < n; i++) {
-    const [a, b, c] = [mesh.normals[3 * i], mesh.normals[3 * i + 1], mesh.normals[3 * i + 2]];
-    const dot = (a * lamp[0] + b * lamp[1] + c * lamp[2]) / (Math.hypot(a, b, c) || 1);
-    shade[i] = 66 + 189 * Math.max(0, dot);
+  const [lx, ly, lz] = [0, 1, 2].map((d) => -0.25 * right[d] + 0.45 * up[d] + 0.86 * near[d]);
+  const { faces, normals } = mesh;
+  const shade = new Float32Array(px.length);
+  for (let i = 0; i < shade.length; i++) {
+    const dot = normals[3 * i] * lx + normals[3 * i + 1] * ly + normals[3 * i + 2] * lz;
+    shade[i] = 85 + 170 * Math.max(0, dot);
   }
-  const { faces } = mesh;
   const first = view.side === "1" ? faces.length / 2 : 0;
   const last = view.side === "0" ? faces.length / 2 : faces.length;
   for (let f = first; f < last; f += 3) {
     const a = faces[f], b = faces[f + 1], c = faces[f + 2];
-    const ax = at.x[a], ay = at.y[a], bx = at.x[b], by = at.y[b], cx = at.x[c], cy = at.y[c];
+    const ax = px[a], ay = py[a], bx = px[b], by = py[b], cx = px[c], cy = py[c];
     const area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax);
     if (area >= 0) continue; // seen from inside
     const x0 = Math.max(0, Math.ceil(Math.min(ax, bx, cx)));
@@ -135,7 +142,7 @@ function drawMesh(mesh, view, buffer) {
         const w = 1 - u - v;
         if (u < 0 || v < 0 || w < 0) continue;
         const k = y * width + x;
-        const z = u * at.z[a] + v * at.z[b] + w * at.z[c];
+        const z = u * pz[a] + v * pz[b] + w * pz[c];
         if (z <= depth[k]) continue;
         depth[k] = z;
         what[k] = u >= v && u >= w ? a : v >= w ? b : c;
@@ -143,6 +150,7 @@ function drawMesh(mesh, view, buffer) {
       }
     }
   }
+  at.radius = 1.8 * at.scale; // half the distance of two vertices, in pixels
   return at;
 }
 
@@ -159,7 +167,7 @@ function ball(radius) {
         if (left < 0) continue;
         const z = Math.sqrt(left);
         const dot = (-0.25 * x - 0.45 * y + 0.86 * z) / r;
-        found.push(x, y, z, 0.4 + 0.6 * Math.max(0, dot));
+        found.push(x, y, z, 0.45 + 0.55 * Math.max(0, dot));
       }
     }
     balls.set(key, Float32Array.from(found));
@@ -209,6 +217,7 @@ function drawPoints(points, box, gap, marked, view, buffer) {
       light[k] = fog * disc[j + 3];
     }
   }
+  at.radius = plainRadius;
   return at;
 }
 
@@ -236,13 +245,16 @@ function ownersOf(mesh, position, marked, reach) {
 }
 
 // Colours pixels. `owner` turns what is under a pixel into a voxel (null: it is one);
-// unmarked voxels keep `dim` of their light.
-function paint(pixels, buffer, owner, sulc, rgb, marked, dim) {
+// unmarked voxels keep `dim` of their light, and `faded` ones lose colour; marked ones
+// get an outline where there is room for it.
+function paint(pixels, buffer, owner, sulc, rgb, marked, dim, faded, outlined) {
   const { width, what, light } = buffer;
   const none = packed(...BACKGROUND);
   const markAt = (k) => {
-    const v = what[k] < 0 ? -1 : owner ? owner[what[k]] : what[k];
-    return v >= 0 && marked[v] ? 1 : 0;
+    const w = what[k];
+    if (w === undefined || w < 0) return 0;
+    const v = owner ? owner[w] : w;
+    return v < 0 ? 0 : marked[v];
   };
   for (let k = 0; k < what.length; k++) {
     const w = what[k];
@@ -254,21 +266,28 @@ function paint(pixels, buffer, owner, sulc, rgb, marked, dim) {
     let shine = light[k] / 255;
     if (v < 0) {
       const grey = CORTEX[sulc[w]];
-      if (dim < 1) shine *= 0.8;
+      if (dim < 1) shine *= 0.75;
       pixels[k] = packed(grey[0] * shine, grey[1] * shine, grey[2] * shine);
       continue;
     }
-    const mark = marked[v];
-    if (mark) {
-      if (!markAt(k + 1) || !markAt(k - 1) || !markAt(k + width) || !markAt(k - width)) {
+    let r = rgb[3 * v], g = rgb[3 * v + 1], b = rgb[3 * v + 2];
+    if (marked[v]) {
+      if (outlined && !(markAt(k + 1) && markAt(k - 1) && markAt(k + width)
+        && markAt(k - width))) {
         pixels[k] = OUTLINE;
         continue;
       }
-      shine = 0.35 + 0.65 * shine;
-    } else {
+      shine = 0.4 + 0.6 * shine;
+    } else if (dim < 1) {
       shine *= dim;
+      if (faded) {
+        const grey = 0.7 * (0.3 * r + 0.6 * g + 0.1 * b);
+        r = 0.3 * r + grey;
+        g = 0.3 * g + grey;
+        b = 0.3 * b + grey;
+      }
     }
-    pixels[k] = packed(rgb[3 * v] * shine, rgb[3 * v + 1] * shine, rgb[3 * v + 2] * shine);
+    pixels[k] = packed(r * shine, g * shine, b * shine);
   }
 }
 

@@ -8,6 +8,7 @@ const MODES = [
 ];
 const KINDS_OF_PICK = ["cluster", "region", "voxel"];
 const NUM_SHOWN = 8; // pictures in a row of the details
+const ROOM = 4; // CSS pixels: below, an outline would hide the colour it is around
 const root = document.documentElement;
 const T = JSON.parse(take("texts"));
 let A = {};
@@ -84,8 +85,7 @@ function limits(by) {
 
 function colour() {
   const { by } = state;
-  const ramps = { predicted: "diverging", angle: "cyclic" };
-  const at = ramp(T.colours[ramps[by] || "sequential"]);
+  const at = { predicted: diverging, angle: cyclic }[by] || sequential;
   const [low, high] = limits(by);
   const valueOf = (tile, v) => {
     if (by !== "predicted") return tile.maps[by][v];
@@ -141,7 +141,7 @@ function showLegend(at, low, high) {
   }
   if (state.kind) {
     parts.push(el("span", { class: "key" }, el("span", { class: "swatch ring" }),
-      "white outline: picked"));
+      "picked: bright, outlined when close"));
   }
   byId("legend").replaceChildren(...parts);
 }
@@ -180,8 +180,8 @@ function fit() {
 
 function draw() {
   fit();
-  const dims = { cluster: 0.3, selected: 0.45, predicted: 0.8 };
-  const dim = state.kind ? dims[state.by] || 0.6 : 1;
+  const faded = state.by === "cluster" || state.by === "selected";
+  const dim = !state.kind ? 1 : faded ? 0.5 : 0.6;
   let onMesh = null; // all surfaces turn together: one raster serves them all
   for (const tile of tiles) {
     if (tile.surface) {
@@ -191,7 +191,8 @@ function draw() {
       tile.at = drawPoints(
         tile.position, tile.box, tile.gap, tile.marked, view, tile.buffer);
     }
-    paint(tile.pixels, tile.buffer, tile.owner, mesh && mesh.sulc, tile.rgb, tile.marked, dim);
+    paint(tile.pixels, tile.buffer, tile.owner, mesh && mesh.sulc, tile.rgb, tile.marked,
+      dim, faded, tile.at.radius >= ROOM * tile.ratio);
     const { width, height } = tile.buffer;
     tile.context.putImageData(tile.image, 0, 0);
     drawAxes(tile.context, tile.axes, view, width, height, tile.ratio);
@@ -358,7 +359,8 @@ function groupDetail() {
   const none = () => null;
   const id = (k) => T.ids[k];
   return [
-    el("h2", null, group.name, " ", el("span", { class: "small" }, group.kind)),
+    el("p", { class: "small" }, group.kind),
+    el("h2", null, group.name),
     group.about.length ? factTable(group.about) : null,
     attention ? overlayBox() : null,
     pictureRow("Strongest predicted", attention ? "with the mean attention of its voxels"
@@ -391,7 +393,8 @@ function voxelDetail() {
   const degrees = (x) => (Number.isNaN(x) ? "unknown"
     : `${Math.round((((x * 180) / Math.PI) % 360 + 360) % 360)}°`);
   return [
-    el("h2", null, `Voxel ${tile.voxel[v]} `, el("span", { class: "small" }, tile.name)),
+    el("p", { class: "small" }, tile.name),
+    el("h2", null, `Voxel ${tile.voxel[v]}`),
     factTable([
       ["place", where(tile, v)],
       ["cluster", cluster < 0 ? "none" : T.clusters[cluster].name],
@@ -627,7 +630,12 @@ function turn(change) {
   redraw();
 }
 
-const settle = () => writeHash();
+// Browsers refuse addresses that change many times a second.
+let settling = 0;
+const settle = () => {
+  clearTimeout(settling);
+  settling = setTimeout(writeHash, 250);
+};
 
 function onBrainKey(event, tile) {
   const step = 10, move = event.shiftKey;
@@ -672,7 +680,7 @@ function listenToBrain(tile) {
   canvas.addEventListener("pointermove", (event) => {
     if (!from) {
       const v = under(tile, ...onCanvas(event), 2);
-      tile.hover.textContent = v < 0 ? tile.rest : describe(tile, v);
+      tile.hover.textContent = v < 0 ? "" : describe(tile, v);
       return;
     }
     const dx = event.clientX - from.x, dy = event.clientY - from.y;
@@ -690,7 +698,7 @@ function listenToBrain(tile) {
     else settle();
   });
   canvas.addEventListener("pointercancel", () => { from = null; });
-  canvas.addEventListener("pointerleave", () => { tile.hover.textContent = tile.rest; });
+  canvas.addEventListener("pointerleave", () => { tile.hover.textContent = ""; });
   canvas.addEventListener("wheel", (event) => {
     // Else the page could not be scrolled past the brains.
     if (document.activeElement !== canvas && !event.ctrlKey) return;
@@ -707,7 +715,7 @@ function makeTile(about, number) {
   const size = name("voxel").length;
   const shown = `${count(size)} of ${count(about.total)} voxels shown`;
   const tile = {
-    ...about, number, surface, size, rest: shown,
+    ...about, number, surface, size,
     position: name("position"), voxel: name("voxel"), cluster: name("cluster"),
     region: name("region"), predicted: name("predicted"), scale: name("scale"),
     maps: Object.fromEntries(["score", "x", "y", "size", "eccentricity", "angle", "level"]
@@ -727,11 +735,11 @@ function makeTile(about, number) {
       + "Enter picks the voxel in the middle.",
   });
   tile.said = el("span", { class: "said" });
-  tile.hover = el("p", { class: "hover" }, shown);
-  tile.figure = el("figure", { class: "brain" }, tile.canvas,
+  tile.hover = el("p", { class: "hover" });
+  tile.figure = el("figure", { class: "brain" }, tile.canvas, tile.hover,
     el("figcaption", null,
       el("p", { class: "who" }, el("strong", null, about.name), tile.said),
-      el("p", { class: "space" }, about.space), tile.hover));
+      el("p", { class: "space" }, `${about.space} · ${shown}`)));
   listenToBrain(tile);
   return tile;
 }
@@ -758,6 +766,7 @@ function build() {
   byId("provenance-part").hidden = !T.provenance.length;
   byId("provenance").append(...factTable(T.provenance).childNodes);
   byId("colour").append(...MODES.map(([by]) => el("option", { value: by }, label(by))));
+  byId("brains").classList.toggle("many", tiles.length > 4);
   byId("brains").append(...tiles.map((tile) => tile.figure));
   byId("side-label").hidden = !mesh;
   byId("voxel-brain").append(...tiles.map((tile) =>

@@ -111,7 +111,8 @@ function search(input, list) {
   input.addEventListener("input", () => {
     const wanted = input.value.trim().toLowerCase();
     for (const option of list.children) {
-      option.hidden = !option.textContent.toLowerCase().includes(wanted);
+      const name = option.querySelector(".name").textContent; // not its number of voxels
+      option.hidden = !name.toLowerCase().includes(wanted);
     }
     const shown = [...list.children].filter((option) => !option.hidden);
     for (const option of list.children) option.tabIndex = option === shown[0] ? 0 : -1;
