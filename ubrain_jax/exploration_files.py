@@ -110,7 +110,7 @@ def write(
             _voxels(folder / "voxels" / f"{one.subject.name}.zarr", one, found)
         notes += _figures(folder / "figures", found)
         notes += _derivatives(folder / "derivatives", found)
-        page = page_of(found, about, notes)
+        page = page_of(found, about)
         notes += explorer.write(folder / "index.html", page, max_bytes=max_bytes)
         told = {
             "format": FORMAT,
@@ -383,7 +383,7 @@ def _derivatives(folder: pathlib.Path, found: exploration.Exploration) -> list[s
 
 
 def page_of(
-    found: exploration.Exploration, about: dict[str, Any], notes: Sequence[str]
+    found: exploration.Exploration, about: dict[str, Any]
 ) -> explorer.Exploration:
     """What the explorer page shows."""
     roi_names = found.voxels.roi_names
@@ -393,7 +393,7 @@ def page_of(
         for one, own in zip(found.brains, where, strict=True)
     ]
     notes = [
-        *notes,
+        *found.notes,
         *(
             f"{one.subject.name}: {own.note}."
             for one, own in zip(found.brains, where, strict=True)
