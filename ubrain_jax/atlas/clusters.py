@@ -17,6 +17,7 @@ import numpy as np
 import scipy.cluster.hierarchy
 import scipy.linalg
 import scipy.optimize
+import scipy.spatial
 import threadpoolctl
 from sklearn import cluster, mixture
 
@@ -31,6 +32,8 @@ MOST = 50_000
 _CHUNK = 2**16
 # Starts of k-means, of which the best counts.
 _STARTS: Any = 10
+# Voxels of a cluster that the hierarchy looks at.
+_MEMBERS = 200
 # Centres of two runs with at least this cosine may be one cluster.
 SAME = 0.7
 
@@ -56,8 +59,8 @@ class Clusters(NamedTuple):
         names: k names, of the largest cluster first where it is no renamed one.
         centre: (k, D) float32 unit vectors.
         label: (V,) int32 cluster of each row of the `Pooled` that was clustered.
-        tree: (k - 1, 4) merges of centres, as `scipy.cluster.hierarchy.linkage` has
-            them: average cosine distance.
+        tree: (k - 1, 4) merges of clusters, as `scipy.cluster.hierarchy.linkage` has
+            them: see `_tree`.
         of: "embedding" or "function".
         matrix: (E, D) float32 that embeddings are multiplied by; None: nothing.
         method: One of `METHODS`.
@@ -245,10 +248,10 @@ def fit(
         found = Mixture(*[values[order] for values in found])
     place = np.empty(k, np.int32)
     place[order] = np.arange(k, dtype=np.int32)
+    label = place[label]
     names = tuple(_name(number + 1) for number in range(k))
-    return Clusters(
-        names, centre, place[label], _tree(centre), of, matrix, method, found, seed, k
-    )
+    tree = _tree(directions, label, k, seed)
+    return Clusters(names, centre, label, tree, of, matrix, method, found, seed, k)
 
 
 def matrix_of(of: str, shared: Mapping[str, Any] | None) -> np.ndarray | None:
@@ -358,13 +361,32 @@ def _name(number: int) -> str:
     return f"c{number:02d}"
 
 
-def _tree(centre: np.ndarray) -> np.ndarray:
-    """(k - 1, 4) merges of centres."""
-    if len(centre) < 2:
+def _tree(directions: np.ndarray, label: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """(k - 1, 4) merges of k clusters of unit vectors, by how near their voxels come.
+
+    Two clusters are as near as the median voxel of one is to the voxel of the other
+    that is most parallel to it, in whatever direction. Kinds of tuning are continua
+    whose ends are far apart or opposite (all hues, all orientations, a scene liked or
+    avoided): along each there are voxels between, and centres do not see them.
+    """
+    if k < 2:
         return np.empty((0, 4))
-    return scipy.cluster.hierarchy.linkage(
-        centre.astype(np.float64), "average", metric="cosine"
-    )
+    rng = np.random.default_rng(seed)
+    members = []
+    for c in range(k):
+        rows = np.flatnonzero(label == c)
+        if len(rows) > _MEMBERS:
+            rows = np.sort(rng.choice(rows, _MEMBERS, replace=False))
+        members.append(directions[rows])
+    # A component of a mixture that is nowhere the likeliest is far from all.
+    near = np.zeros((k, k))
+    for a in range(k):
+        for b in range(k):
+            if len(members[a]) and len(members[b]):
+                near[a, b] = np.median(np.abs(members[a] @ members[b].T).max(1))
+    far = np.maximum(1 - (near + near.T) / 2, 0)
+    pairs = scipy.spatial.distance.squareform(far, checks=False)
+    return scipy.cluster.hierarchy.linkage(pairs, "average")
 
 
 def assign(clusters: Clusters, embedding: np.ndarray) -> np.ndarray:
