@@ -20,7 +20,8 @@ LEAST_SIZE, MOST_SIZE = 0.25, 1.0
 # How far outside the picture a centre may lie, in pictures.
 MARGIN = 0.25
 _STEPS = 20  # of Levenberg-Marquardt; most voxels need fewer than ten
-_CHUNK = 4096  # voxels fitted at once: some 100 MB for a grid of 16 x 16
+_ENOUGH = 1e-5  # last step, of a centre in pictures, of a size relative to it
+_CHUNK = 512  # voxels fitted at once: what is computed stays in the cache
 
 
 class Fields(NamedTuple):
@@ -50,6 +51,89 @@ class Fields(NamedTuple):
     height: np.ndarray
     map: np.ndarray
     degrees: float
+
+
+class Levels(NamedTuple):
+    """How deep in the network V voxels look; NaN (tap -1) where no tap has a weight.
+
+    Attributes:
+        level: (V,) mean place of the taps by weight: 1 the first, L the last.
+        tap: (V,) int, place 0..L-1 of the tap with the largest weight.
+        entropy: (V,) of the weights, 0 (one tap) to 1 (all alike).
+    """
+
+    level: np.ndarray
+    tap: np.ndarray
+    entropy: np.ndarray
+
+
+def tap_weights(covariance: np.ndarray) -> np.ndarray:
+    """Share of each tap in the variance of the predicted response over pictures.
+
+    The covariance of what a tap adds with the whole prediction, divided by the
+    variance of the prediction. These shares sum to 1; a tap that works against the
+    others has a negative one, which is set to 0 and the rest scaled to sum to 1.
+
+    On simulated voxels these tell low from high levels better than the sizes of
+    contributions, which hold what a tap adds to every picture alike.
+
+    Args:
+        covariance: (V, L, L) of contributions over pictures, as
+            `UniversalEncoder.mean_attention` returns.
+
+    Returns:
+        (V, L); NaN for a voxel whose prediction does not vary.
+
+    Example:
+        >>> tap_weights(np.array([[[3.0, 1.0], [1.0, -1.0]], [[2.0, 0.0], [0.0, 6.0]]]))
+        array([[1.  , 0.  ],
+               [0.25, 0.75]])
+    """
+    covariance = np.asarray(covariance, np.float64)
+    share = np.maximum(covariance.sum(2), 0)
+    total = share.sum(1, keepdims=True)
+    return np.divide(share, total, out=np.full_like(share, np.nan), where=total > 0)
+
+
+def combine(spatial: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """One map for each voxel: its maps in the taps, by weight.
+
+    Args:
+        spatial: (V, L, y, x) attention, a map for each tap.
+        weights: (V, L), summing to 1.
+
+    Returns:
+        (V, y, x); NaN where the weights are.
+    """
+    return np.einsum("VLyx,VL->Vyx", spatial, weights)
+
+
+def level(weights: np.ndarray) -> Levels:
+    """How deep voxels look, from the weights of the taps.
+
+    Args:
+        weights: (V, L), 0 or more, as of `tap_weights`; any scale. Shares of
+            functional attention do as well.
+
+    Returns:
+        One level for each voxel.
+
+    Example:
+        >>> found = level(np.array([[0.5, 0.5, 0.0], [0.0, 0.1, 0.9]]))
+        >>> found.level.tolist(), found.tap.tolist()
+        ([1.5, 2.9], [0, 2])
+    """
+    weights = np.asarray(weights, np.float64)
+    total = weights.sum(1)
+    known = total > 0  # False for NaN
+    share = weights[known] / total[known, None]
+    number = np.arange(1, weights.shape[1] + 1)
+    mean, entropy = (np.full(len(weights), np.nan) for _ in range(2))
+    tap = np.full(len(weights), -1)
+    mean[known] = share @ number
+    tap[known] = share.argmax(1)
+    entropy[known] = scipy.special.entr(share).sum(1) / max(np.log(len(number)), 1e-9)
+    return Levels(mean, tap, entropy)
 
 
 def fit(maps: np.ndarray, *, degrees: float = np.nan) -> Fields:
@@ -86,7 +170,8 @@ def fit(maps: np.ndarray, *, degrees: float = np.nan) -> Fields:
     with np.errstate(invalid="ignore"):
         useful = np.ptp(flat, axis=1) > 1e-6 * np.abs(flat).max(1, initial=0)
     rows = np.flatnonzero(useful)
-    for some in np.array_split(rows, -(-len(rows) // _CHUNK) or 1):
+    for first in range(0, len(rows), _CHUNK):
+        some = rows[first : first + _CHUNK]
         values = flat[some].astype(np.float64)
         scale = values.std(1, keepdims=True)
         standard = (values - values.mean(1, keepdims=True)) / scale
@@ -159,7 +244,7 @@ def _known(maps: np.ndarray) -> np.ndarray:
             "6 or more: a Gaussian on an offset has 5 numbers",
             "Use an encoder with larger pictures.",
         )
-    return known
+    return np.asarray(known)
 
 
 def _start(maps: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -169,7 +254,7 @@ def _start(maps: np.ndarray, known: np.ndarray) -> np.ndarray:
     sizes = np.geomspace(max(LEAST_SIZE, 0.4) * patch, 0.6 * MOST_SIZE, 6)
     x = (np.arange(-1, 2 * columns + 2) / 2) / columns  # every half patch
     y = (np.arange(-1, 2 * rows + 2) / 2) / rows
-    if rows * columns > 400:  # every patch is near enough
+    if rows * columns > 100:  # every patch is near enough
         x, y = (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
     grid = np.stack(np.meshgrid(x, y, sizes, indexing="ij"), -1).reshape(-1, 3)
     shapes = gaussians(grid, known.shape)[:, known]
@@ -201,8 +286,8 @@ def _refine(maps: np.ndarray, start: np.ndarray, known: np.ndarray) -> _Fit:
     now = _residual(maps, at, known)
     for _ in range(_STEPS):
         jacobian, left = now.jacobian[active], now.left[active]
-        square = np.einsum("vkp,vlp->vkl", jacobian, jacobian)
-        slope = np.einsum("vkp,vp->vk", jacobian, left)
+        square = jacobian @ jacobian.swapaxes(1, 2)
+        slope = (jacobian @ left[..., None])[..., 0]
         diagonal = np.einsum("vkk->vk", square)
         square = (
             square + np.eye(3) * (damping[active, None] * diagonal + 1e-9)[:, None, :]
@@ -217,7 +302,7 @@ def _refine(maps: np.ndarray, start: np.ndarray, known: np.ndarray) -> _Fit:
         for old, fresh in zip(now, new, strict=True):
             old[kept] = fresh[better]
         damping[active] = np.where(better, damping[active] / 5, damping[active] * 5)
-        moving = np.abs(step).max(1) > 1e-5
+        moving = np.abs(step).max(1) > _ENOUGH
         active = active[moving & (damping[active] < 1e6)]
         if not len(active):
             break
@@ -241,7 +326,8 @@ def _residual(maps: np.ndarray, at: np.ndarray, known: np.ndarray) -> _Residual:
     row, by_y, row_by_size = _profile(at[:, 1], size, rows)
 
     def outer(down: np.ndarray, across: np.ndarray) -> np.ndarray:
-        return (down[:, :, None] * across[:, None, :])[:, known]
+        whole = down[:, :, None] * across[:, None, :]
+        return whole.reshape(len(whole), known.size) if known.all() else whole[:, known]
 
     shape = outer(row, column)
     mean = shape.mean(1)
@@ -258,7 +344,7 @@ def _residual(maps: np.ndarray, at: np.ndarray, known: np.ndarray) -> _Residual:
         1,
     )
     slopes -= slopes.mean(2, keepdims=True)
-    along = np.einsum("vkp,vp->vk", slopes, centred) / power[:, None]
+    along = (slopes @ centred[..., None])[..., 0] / power[:, None]
     slopes -= along[:, :, None] * centred[:, None]
     return _Residual(
         left, (left**2).sum(1), height, -height * mean, height[:, None, None] * slopes

@@ -68,12 +68,12 @@ class Agreement(NamedTuple):
     num_weak: int
     num_outside: int
     num_unfitted: int
-    angle: float
-    angle_error: float
-    eccentricity: float
-    size: float
-    distance: float
-    distance_middle: float
+    angle: float = np.nan
+    angle_error: float = np.nan
+    eccentricity: float = np.nan
+    size: float = np.nan
+    distance: float = np.nan
+    distance_middle: float = np.nan
 
 
 def find(source: str | os.PathLike, subject: bundle.Subject) -> pathlib.Path | None:
@@ -186,29 +186,26 @@ def compare(
         inside = np.maximum(np.abs(x), np.abs(y)) <= found.degrees / 2
     fitted = np.isfinite(found.x)
     some = left & sound & inside & fitted
-    counts = (
-        int(some.sum()),
-        int((left & ~sound).sum()),
-        int((left & sound & ~inside).sum()),
-        int((left & sound & inside & ~fitted).sum()),
+    nothing = Agreement(
+        num=int(some.sum()),
+        num_weak=int((left & ~sound).sum()),
+        num_outside=int((left & sound & ~inside).sum()),
+        num_unfitted=int((left & sound & inside & ~fitted).sum()),
     )
-    if counts[0] < 3:
-        return Agreement(*counts, *[np.nan] * 6)
+    if nothing.num < 3:
+        return nothing
     off_x = (found.x[some] - 0.5) * found.degrees - x[some]
     off_y = (0.5 - found.y[some]) * found.degrees - y[some]
     turn = found.angle[some] - measured.angle[some]
     turn = np.abs(np.arctan2(np.sin(turn), np.cos(turn)))
-    pairs = (
-        (found.eccentricity[some], measured.eccentricity[some]),
-        (found.size[some], measured.size[some]),
-    )
-    return Agreement(
-        *counts,
-        angle_correlation(found.angle[some], measured.angle[some]),
-        float(np.degrees(np.median(turn))),
-        *(_spearman(*pair) for pair in pairs),
-        float(np.median(np.hypot(off_x, off_y))),
-        float(np.median(measured.eccentricity[some])),
+    far = measured.eccentricity[some]
+    return nothing._replace(
+        angle=angle_correlation(found.angle[some], measured.angle[some]),
+        angle_error=float(np.degrees(np.median(turn))),
+        eccentricity=_spearman(found.eccentricity[some], far),
+        size=_spearman(found.size[some], measured.size[some]),
+        distance=float(np.median(np.hypot(off_x, off_y))),
+        distance_middle=float(np.median(far)),
     )
 
 
@@ -279,7 +276,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """NaN where one does not vary."""
     if not (np.ptp(a) and np.ptp(b)):
         return np.nan
-    return float(scipy.stats.spearmanr(a, b).statistic)
+    return float(np.asarray(scipy.stats.spearmanr(a, b))[0])
 
 
 def _of_volume(
