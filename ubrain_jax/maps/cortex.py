@@ -401,7 +401,7 @@ def _draw_panel(
     for name, voxels in inside.items():
         member = np.zeros(num + 1, bool)  # the last one: no vertex
         member[vertex] = voxels[column]
-        lines = _border(flat, mesh.triangle[front], member)
+        lines = border(flat, mesh.triangle[front], member)
         row, col = ((lines[:, :, :2].mean(1) - low) / pixel).astype(int).T[::-1]
         # What lies behind another part of the cortex is not seen.
         visible = lines[:, :, 2].mean(1) > seen.depth[row, col] - 3
@@ -529,8 +529,17 @@ def _coloured(
     return own[:, :, :3] * covered + grey[:, :, None] * (1 - covered)
 
 
-def _border(point: np.ndarray, triangle: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(n, 2, 3) lines between the vertices of a region and the others."""
+def border(point: np.ndarray, triangle: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """Lines between the vertices of a region and the others.
+
+    Args:
+        point: (n, 3) vertices.
+        triangle: (t, 3) of them.
+        member: (n,) bool, the region.
+
+    Returns:
+        (k, 2, 3) ends, each in the middle of an edge.
+    """
     held = member[triangle]
     mixed = held.any(1) & ~held.all(1)
     corner, held = point[triangle[mixed]], held[mixed]

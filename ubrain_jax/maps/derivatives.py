@@ -1,8 +1,8 @@
 """Maps of voxels as a BIDS derivative: NIfTI, GIFTI and CIFTI, each with a sidecar.
 
-One file a map, in the subject's own space: volumes as .nii.gz, surfaces as .func.gii and
-.label.gii a hemisphere, fsLR also as .dscalar.nii and .dlabel.nii. Names of labels
-travel with the labels. Predictions of many images are written by `brain` instead.
+A file each, in the subject's own space: volumes as .nii.gz; surfaces as .func.gii and
+.label.gii of each hemisphere, fsLR also as .dscalar.nii and .dlabel.nii. Names and
+colours travel with labels. Predictions of many images are written by `brain` instead.
 
 References:
     BIDS 1.10, derivatives: imaging (dseg, hemi, den); BEP 41 (stat, statmap).
@@ -160,6 +160,8 @@ def _checked(
     if not maps and not labels:
         raise errors.ConfigError(said, "", "no maps", "a map or labels", "Pass some.")
     count, found = len(subject.position), []
+    if not count:
+        raise errors.InputError(said, subject.name, "no voxels", "some", "Pass some.")
     none = np.zeros((0, 4))
     for name, values in maps.items():
         values = _shaped(said, name, values, count).astype(np.float32)
@@ -235,8 +237,8 @@ def _stem(begin: str, middle: str, one: _Map, desc: str, folded: str = "") -> st
         >>> one = _Map("r", "r", np.zeros(0), (), np.zeros((0, 4)), "")
         >>> _stem("sub-a", "_space-fsaverage", one, "ubrain", "_den-164k")
         'sub-a/func/sub-a_space-fsaverage_den-164k_stat-r_desc-ubrain_statmap'
-        >>> _stem("sub-a", "_space-fsaverage", one._replace(names=("c",)), "x", "_den-1k")
-        'sub-a/anat/sub-a_space-fsaverage_seg-r_den-1k_desc-x_dseg'
+        >>> _stem("sub-a", "_space-orig", one._replace(names=("c",)), "x", "_den-1k")
+        'sub-a/anat/sub-a_space-orig_seg-r_den-1k_desc-x_dseg'
     """
     if one.names:
         name = f"{begin}{middle}_seg-{one.word}{folded}_desc-{desc}_dseg"
@@ -289,7 +291,7 @@ def _place(
     if not folder.is_dir() or not any(folder.iterdir()):
         with whole.folder(folder) as partial:
             (partial / DESCRIPTION).write_bytes(_description())
-            (partial / ".bidsignore").write_bytes(b"*.ctab\n")
+            (partial / ".bidsignore").write_bytes(b"*.ctab\n*_statmap.*\n")
             _fill(partial, files)
         return
     if not _is_ours(folder):
@@ -438,7 +440,7 @@ def _gifti(side: surface.Side, primary: str, one: _Map) -> bytes:
     values[side.vertex] = one.values[side.column]
     table = gifti.GiftiLabelTable()
     for key, (name, rgba) in enumerate(_keys(one)) if one.names else ():
-        label = gifti.GiftiLabel(key, *rgba)
+        label: Any = gifti.GiftiLabel(key, *rgba)
         label.label = name
         table.labels.append(label)
     array = gifti.GiftiDataArray(
@@ -509,5 +511,6 @@ def _cifti(models: _Models, one: _Map) -> bytes:
         axis = cifti2_axes.ScalarAxis(name)
         intent = "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS"
     image = cifti2.Cifti2Image(values, header=(axis, models.axis))
-    image.nifti_header.set_intent(intent)
+    header: Any = image.nifti_header
+    header.set_intent(intent)
     return image.to_bytes()

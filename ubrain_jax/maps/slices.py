@@ -96,7 +96,7 @@ def figure(
             first = f"{kind}, " if not column else ""
             ax.set_title(first + turned.told(axes[2], place), fontsize=8, pad=2)
         ax = fig.add_subplot(spec[3, 2 * row : 2 * row + 2])
-        _draw(ax, turned, axes, _foremost(turned.index[:, list(axes)], used), used)
+        _draw(ax, turned, axes, foremost(turned.index[:, list(axes)], used), used)
         _outline(ax, turned, axes, np.arange(len(depth)), inside, list(inside))
         _name_ends(ax, turned, axes)
         ax.set_title(f"{kind}, projection", fontsize=8, pad=2)
@@ -143,7 +143,7 @@ def _spread(depth: np.ndarray) -> list[int]:
     return np.unique(np.sort(depth)[np.rint(ranks).astype(int)]).tolist()
 
 
-def _foremost(place: np.ndarray, used: shades.Scale) -> np.ndarray:
+def foremost(place: np.ndarray, used: shades.Scale) -> np.ndarray:
     """One voxel of each line through the volume, as `used.over` says.
 
     Args:
