@@ -49,7 +49,7 @@ EXTRAS = {
     ],
     # The exact version keeps the CPU build and one set of reference numbers.
     "parity": ["torch==2.13.0"],
-    "viz": ["tensorboardX>=2.6"],
+    "viz": ["tensorboardX>=2.6", "umap-learn>=0.5.7"],
 }
 
 setuptools.setup(

@@ -8,6 +8,7 @@ References:
     McInnes et al., 2018, arXiv:1802.03426 (UMAP).
 """
 
+import importlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib import figure as mpl_figure
 from matplotlib import patheffects
+from scipy import spatial
 from sklearn import decomposition
 
 from ubrain_jax import errors
@@ -97,8 +99,10 @@ def map2d(table: pooled.Pooled, *, method: str = "pca", seed: int = 0) -> Flat:
     pca = decomposition.PCA(2, svd_solver="covariance_eigh")
     xy = pca.fit_transform(points)
     shares = 100 * pca.explained_variance_ratio_
-    names = [f"PC {k + 1} ({share:.0f}% of variance)" for k, share in enumerate(shares)]
-    return Flat(xy.astype(np.float32), (names[0], names[1]), method)
+    first, second = (
+        f"PC {k} ({share:.0f}% of variance)" for k, share in enumerate(shares, 1)
+    )
+    return Flat(xy.astype(np.float32), (first, second), method)
 
 
 def colours(
@@ -132,7 +136,8 @@ def colours(
         names = tuple(str(k) for k in range(int(label.max(initial=-1)) + 1))
         found.append(Colour("cluster", label, names))
     if np.isfinite(table.score).any():
-        found.append(Colour(table.score_name.replace("_", " "), table.score))
+        title = f"score ({table.score_name.replace('_', ' ')})"
+        found.append(Colour(title, table.score))
     for title, values in (more or {}).items():
         found.append(Colour(title, np.asarray(values, float)))
     return found
@@ -149,8 +154,9 @@ def draw(
 ) -> None:
     """Draws the map once for each colouring, as STEM.png and STEM.svg.
 
-    Up to six categories have a legend, more have their names on the map at the medians
-    of their points. Grey is what is of none, or has no number.
+    Up to six categories have a legend, more have their names on the map, where their
+    points lie closest: a category may lie in several places. Grey is what is of none,
+    or has no number.
 
     Args:
         stem: File without its ending.
@@ -190,7 +196,8 @@ def draw(
 
 def _umap(points: np.ndarray, seed: int) -> np.ndarray:
     try:
-        import umap
+        # By name: type checkers need not have it.
+        umap = importlib.import_module("umap")
     except ImportError as error:
         raise errors.ConfigError(
             "method",
@@ -268,15 +275,15 @@ def _draw(
 
 
 def _label(ax: Any, xy: np.ndarray, values: np.ndarray, names: tuple[str, ...]) -> None:
-    """Names at the medians of their points, moved up or down where they collide."""
+    """Names where their points lie closest, moved up or down where they collide."""
     present = [k for k in range(len(names)) if (values == k).any()]
-    medians = np.array([np.median(xy[values == k], 0) for k in present])
+    peaks = np.array([_densest(xy[values == k]) for k in present])
     low, high = xy.min(0), xy.max(0)
     span = np.where(high > low, high - low, 1)
     # In shares of the axes; a line of text is about 0.045 high.
-    at = (medians - low) / span
+    at = (peaks - low) / span
     placed = _apart(at, [0.02 * len(names[k]) + 0.02 for k in present], 0.045)
-    for k, point, place in zip(present, medians, placed, strict=True):
+    for k, point, place in zip(present, peaks, placed, strict=True):
         colour = charts.COLOURS[k % _IN_LEGEND]
         ax.annotate(
             pages.ascii_label(names[k]),
@@ -296,6 +303,18 @@ def _label(ax: Any, xy: np.ndarray, values: np.ndarray, names: tuple[str, ...]) 
             },
             path_effects=[patheffects.withStroke(linewidth=1.5, foreground="white")],
         )
+
+
+def _densest(points: np.ndarray) -> np.ndarray:
+    """The point (2,) whose nearest tenth of the others is nearest.
+
+    Example:
+        >>> _densest(np.array([[0.0, 0], [9, 0], [9, 1], [9, 2]])).tolist()
+        [9.0, 0.0]
+    """
+    points = points[:400]  # in an order by chance: enough for a place
+    near = spatial.KDTree(points).query(points, k=2 + len(points) // 10)[0]
+    return points[near[:, -1].argmin()]
 
 
 def _apart(places: np.ndarray, widths: Sequence[float], height: float) -> np.ndarray:
