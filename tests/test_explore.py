@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -132,7 +133,7 @@ def test_attention_of_a_group_is_that_of_its_voxels_on_its_pictures(found):
         looked = encoder.attention(
             whole.pictures.pixels[best], subject=brain.subject.name, voxels=rows
         )
-        maps = fields.combine(looked.spatial.values, brain.share[rows])[0]
+        maps = fields.combine(looked.spatial.values[0], brain.share[rows])
         total, count = total + maps.sum(0), count + len(rows)
     np.testing.assert_allclose(region.attention[0, 0], total / count, atol=1e-6)
 
@@ -178,6 +179,9 @@ def test_voxels_have_a_table_that_xarray_opens(folder, workdir):
 def test_the_page_opens_and_shows_what_a_cluster_is(folder, tmp_path):
     with browser.tab(tmp_path) as tab:
         tab.open(folder / "index.html", 1600)
+        end = time.monotonic() + 60
+        while not tab.value("document.documentElement.dataset.ready"):
+            assert time.monotonic() < end
         text = tab.value("document.body.innerText")
         assert tab.said == []
         assert not [u for u in tab.fetched if not u.startswith(("file:", "data:"))]

@@ -378,7 +378,7 @@ def _look(
     """What one subject's voxels answer and where they look on average."""
     predicted = encoder.predict(pictures.pixels, subject=subject.name).values
     looked = encoder.mean_attention(pictures.pixels, subject=subject.name)
-    weight = fields.tap_weights(looked)
+    weight = fields.tap_weights(looked.covariance.values)
     found = fields.fit(
         fields.combine(looked.spatial.values, weight), degrees=settings.degrees
     )
@@ -393,7 +393,7 @@ def _look(
         predicted,
         pictures.measured.get(subject.name),
         found,
-        fields.level(weight),
+        fields.level(weight).level,
         weight,
         drawn[explorer.even_subset(label[drawn], most, settings.seed)],
         np.empty(0, np.float32),
@@ -494,18 +494,19 @@ def _attend(
         count = min(top, len(brain.predicted))
         own = np.argsort(-brain.predicted[:, rows], axis=0, kind="stable")[:count].T
         kept = np.zeros((len(rows), count, *grid), np.float32)
+        known = np.isfinite(brain.share[rows]).all(1)
         for start in range(0, len(pictures.ids), _BLOCK):
             block = slice(start, start + _BLOCK)
             looked = encoder.attention(
                 pictures.pixels[block], subject=brain.subject.name, voxels=rows
             )
-            maps = fields.combine(looked.spatial.values, brain.share[rows])
-            for picture, seen in enumerate(maps, start):  # (v, side, side)
+            for picture, spatial in enumerate(looked.spatial.values, start):
+                seen = fields.combine(spatial, brain.share[rows])  # (v, side, side)
                 voxel, place = np.nonzero(own == picture)
                 kept[voxel, place] = seen[voxel]
                 for k, some in enumerate(sets):
                     for group, place in np.argwhere(tops[k] == picture):
-                        inside = some.labels[number][rows] == group
+                        inside = known & (some.labels[number][rows] == group)
                         sums[k][group, place] += seen[inside].sum(0)
                         counts[k][group, place] += inside.sum()
         done.append(brain._replace(top_attention=kept))
@@ -522,7 +523,7 @@ def _mean_field(some: _Set, brains: Sequence[Brain]) -> np.ndarray:
     total, count = np.zeros((len(some.names), *grid)), np.zeros(len(some.names))
     for brain, label in zip(brains, some.labels, strict=True):
         for group in range(len(some.names)):
-            inside = label == group
+            inside = (label == group) & np.isfinite(brain.share).all(1)
             total[group] += brain.field.map[inside].sum(0)
             count[group] += inside.sum()
     with np.errstate(invalid="ignore"):

@@ -165,7 +165,8 @@ def about(encoder: universal.UniversalEncoder, path: str) -> dict[str, Any]:
     data = ", ".join(map(str, told.get("stores", []))) or "data not named"
     lead = (
         f"{len(subjects)} subjects, {count:,} voxels of the encoder "
-        f"{pathlib.Path(path).name}, trained for {told.get('step', '?')} steps on {data}."
+        f"{pathlib.Path(path).name}, trained for {told.get('step', '?')} steps on "
+        f"{data}."
     )
     warnings = [str(line) for line in told.get("warnings", [])]
     if simulated and not any("imulated" in line for line in warnings):
