@@ -129,12 +129,15 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     found = hub.find(values.encoder)
     trained = bundle.read(found.folder, within=found.within)
-    names = [s.name for s in trained.subjects]
+    subjects = [
+        s for s in trained.subjects if not values.subjects or s.name in values.subjects
+    ]
+    names = [s.name for s in subjects]
     name = "noise_normalised"
     scores = pooled.read_scores(values.encoder, names, name)
-    voxels = pooled.pool(
-        [s for s in trained.subjects if s.name in scores], scores, score_name=name
-    )
+    if scores is None:
+        raise ValueError("nothing was evaluated")
+    voxels = pooled.pool(subjects, scores, score_name=name)
     kind = kinds(voxels, values.data)
     for least in (None, values.least_score):
         rows = kind >= 0
@@ -154,6 +157,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("encoder", None, "Workdir of a finished run.", required=True)
     flags.DEFINE_list("data", None, "Folders of the simulated data.", required=True)
+    flags.DEFINE_list("subjects", [], "Only these.")
     flags.DEFINE_float("least_score", 0.5, "Of the second set of voxels.")
     flags.DEFINE_integer("seeds", 3, "Starts, and halves of the subjects.")
     app.run(main)
