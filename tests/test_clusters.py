@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.cluster.hierarchy
+import scipy.special
 import scipy.stats
 from sklearn import metrics
 
@@ -151,6 +153,23 @@ def test_a_hierarchy_merges_the_nearest():
     assert clusters.cut(clusters.fit(voxels, 1), 1).names == ("c01",)
     with pytest.raises(errors.ConfigError, match=r"7 groups of 6 clusters"):
         clusters.cut(found, 7)
+
+
+def test_a_hierarchy_follows_continua_whose_ends_are_opposite():
+    rng = np.random.default_rng(4)
+    # Four kinds, each all directions of a plane: k-means cuts them into sectors.
+    plane = np.linalg.qr(rng.standard_normal((16, 8)))[0].T.reshape(4, 2, 16)
+    truth = np.repeat(np.arange(4), 150)
+    angle = rng.uniform(0, 2 * np.pi, 600)
+    at = np.stack([np.cos(angle), np.sin(angle)], 1)
+    embedding = np.einsum("va,vae->ve", at, plane[truth])
+    voxels = of(embedding + 0.05 * rng.standard_normal((600, 16)))
+    found = clusters.fit(voxels, 20)
+    cut = clusters.cut(found, 4)
+    assert metrics.adjusted_rand_score(truth, cut.label) == 1
+    tree = scipy.cluster.hierarchy.linkage(found.centre, "average", metric="cosine")
+    group = scipy.cluster.hierarchy.cut_tree(tree, 4)[:, 0]
+    assert metrics.adjusted_rand_score(truth, group[found.label]) < 0.9
 
 
 def test_names_are_kept_and_none_is_given_twice():

@@ -31,7 +31,7 @@ MOST = 50_000
 # Voxels taken through a product at once: 67 MB for 256 numbers each.
 _CHUNK = 2**16
 # Starts of k-means, of which the best counts.
-_STARTS: Any = 10
+_STARTS = 10
 # Voxels of a cluster that the hierarchy looks at.
 _MEMBERS = 200
 # Centres of two runs with at least this cosine may be one cluster.
@@ -275,7 +275,12 @@ def matrix_of(of: str, shared: Mapping[str, Any] | None) -> np.ndarray | None:
 
 
 def find(
-    directions: np.ndarray, k: int, *, method: str = "kmeans", seed: int = 0
+    directions: np.ndarray,
+    k: int,
+    *,
+    method: str = "kmeans",
+    seed: int = 0,
+    starts: int = _STARTS,
 ) -> tuple[np.ndarray, Mixture | None]:
     """Centres (k, D) of unit vectors (V, D), and the mixture if that is the method."""
     if method not in METHODS:
@@ -286,26 +291,26 @@ def find(
     # One thread for sums over voxels: their order, so their rounding, is always one.
     with threadpoolctl.threadpool_limits(1, "openmp"):
         if method == "mixture":
-            found = _mixture(directions, k, seed)
+            found = _mixture(directions, k, seed, starts)
             return _unit_rows(found.mean), found
-        return _unit_rows(_kmeans(directions, k, seed)), None
+        return _unit_rows(_kmeans(directions, k, seed, starts)), None
 
 
-def _kmeans(directions: np.ndarray, k: int, seed: int) -> np.ndarray:
+def _kmeans(directions: np.ndarray, k: int, seed: int, starts: Any) -> np.ndarray:
     """Means (k, D) of the clusters."""
     if len(directions) <= MOST:
         start: Any = "k-means++"
     else:
         batches = cluster.MiniBatchKMeans(
-            k, batch_size=8192, n_init=_STARTS, random_state=seed
+            k, batch_size=8192, n_init=starts, random_state=seed
         )
         start = batches.fit(directions).cluster_centers_
-    starts: Any = _STARTS if isinstance(start, str) else 1
-    model = cluster.KMeans(k, init=start, n_init=starts, random_state=seed, tol=1e-5)
+        starts = 1
+    model = cluster.KMeans(k, init=start, n_init=starts, random_state=seed)
     return model.fit(directions).cluster_centers_
 
 
-def _mixture(directions: np.ndarray, k: int, seed: int) -> Mixture:
+def _mixture(directions: np.ndarray, k: int, seed: int, starts: int) -> Mixture:
     """Fitted to all voxels or `MOST` of them."""
     if len(directions) > MOST:
         rng = np.random.default_rng(seed)
@@ -316,7 +321,7 @@ def _mixture(directions: np.ndarray, k: int, seed: int) -> Mixture:
     model = mixture.GaussianMixture(
         k,
         covariance_type="diag",
-        means_init=_kmeans(directions, k, seed),
+        means_init=_kmeans(directions, k, seed, starts),
         # A floor far below the variance of a coordinate of a unit vector, 1 / D.
         reg_covar=1e-3 / directions.shape[1],
         max_iter=200,
