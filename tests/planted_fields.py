@@ -12,6 +12,7 @@ Exits 1 and says what is short.
 """
 
 import argparse
+import pathlib
 import sys
 from typing import NamedTuple
 
@@ -42,23 +43,31 @@ class Voxels(NamedTuple):
 
 def planted_rows(arrays: dict, subject) -> np.ndarray:
     """Rows of the truth at the subject's voxels, checked by their noise."""
-    row = {tuple(p): k for k, p in enumerate(arrays["position"].tolist())}
-    rows = np.array([row[tuple(p)] for p in subject.position.tolist()])
+    # Datasets count from other corners: of the voxels themselves all agree.
+    own, whole = (
+        (p - p.min(0)).tolist() for p in (subject.position, arrays["position"])
+    )
+    row = {tuple(p): k for k, p in enumerate(whole)}
+    if not all(tuple(p) in row for p in own):
+        raise SystemExit(f"{subject.name}: voxels at places where none was planted")
+    rows = np.array([row[tuple(p)] for p in own])
     r = np.corrcoef(arrays["ncsnr"][rows], subject.ncsnr)[0, 1]
-    if not r > 0.9:
+    if not r > 0.5:  # three times the noise: .75; other voxels: 0
         raise SystemExit(f"{subject.name}: planted and measured ncsnr agree by {r:.2f}")
     return rows
 
 
-def gather(encoder, workdir: str, root: str, pictures: np.ndarray) -> Voxels:
-    """Everything about the voxels that were scored."""
-    parts = []
-    for name in encoder.subjects:
-        try:
-            arrays = truth.read(root, name.partition("-")[2])
-            scores = studies.read_voxels(workdir, name, ["noise_normalised"])
-        except FileNotFoundError:
-            continue  # a subject of another dataset
+def gather(
+    encoder, workdir: str, root: str, subjects: list[str], pictures: np.ndarray
+) -> Voxels:
+    """Everything about the voxels of those subjects that the encoder knows."""
+    parts, paths = [], pathlib.Path(root).glob("truth/*.npz")
+    stems = {path.stem.lower(): path.stem for path in paths}
+    for name in subjects:
+        if name not in encoder.subjects:
+            continue
+        arrays = truth.read(root, stems[name.partition("-")[2]])
+        scores = studies.read_voxels(workdir, name, ["noise_normalised"])
         subject = encoder.subject(name)
         rows = planted_rows(arrays, subject)
         seen = encoder.mean_attention(pictures, subject=name)
@@ -144,7 +153,8 @@ def main() -> int:
     stores = crowd.open_crowd([given.store])
     test = [s.image[s.split == "test"] for s in stores.subjects]
     pictures = crowd.read_pictures(stores, np.unique(np.concatenate(test)))
-    v = gather(encoder, given.workdir, given.root, pictures)
+    names = [s.name for s in stores.subjects]
+    v = gather(encoder, given.workdir, given.root, names, pictures)
     side = v.spatial.shape[-1]
     counts = [int(((v.score > LEAST_R) & (v.kind == k)).sum()) for k in range(4)]
     print(
