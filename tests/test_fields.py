@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+import xarray
 
 from ubrain_jax import errors
 from ubrain_jax.atlas import fields
@@ -146,6 +147,25 @@ def test_combined_maps_are_the_weighted_sum():
     spatial, weights = rng.random((3, 2, 4, 5)), rng.random((3, 2))
     expected = [sum(w * m for w, m in zip(*vs)) for vs in zip(weights, spatial)]  # noqa: B905
     np.testing.assert_allclose(fields.combine(spatial, weights), expected)
+
+
+def test_attention_in_the_tap_that_drives_the_prediction_gives_the_field():
+    truth = planted(6)
+    shared = fields.gaussians(np.array([[0.5, 0.5, 0.3]] * 6), (8, 8))
+    own = fields.gaussians(truth, (8, 8))
+    covariance = np.zeros((6, 2, 2))
+    covariance[:, 1, 1] = np.arange(6)  # the prediction of voxel 0 is constant
+    seen = xarray.Dataset(
+        {
+            "spatial": (("voxel", "tap", "y", "x"), np.stack([shared, own], 1)),
+            "covariance": (("voxel", "tap", "other_tap"), covariance),
+        }
+    )
+    found, levels = fields.of_attention(seen, degrees=8.4)
+    np.testing.assert_allclose(found.x[1:], truth[1:, 0], atol=1e-2)
+    np.testing.assert_allclose(levels.level, [np.nan, 2, 2, 2, 2, 2])
+    assert np.isnan(found.x[0])
+    assert found.degrees == 8.4
 
 
 def test_levels_of_one_tap_of_all_and_of_none():

@@ -64,9 +64,9 @@ class _Compiled(NamedTuple):
 class UniversalEncoder:
     """A trained encoder with the subjects that it knows.
 
-    Made by `load`; `subjects`, `voxels`, `predict`, `attention`, `score`, `similar`
-    and `fit_subject` are documented one by one. The frozen backbone is read when it is
-    first needed, so that an encoder's voxels can be looked at without it.
+    Made by `load`; `subjects`, `voxels`, `predict`, `attention`, `mean_attention`,
+    `score`, `similar` and `fit_subject` are documented one by one. The frozen backbone
+    is read when it is first needed, so that voxels can be looked at without it.
 
     Pictures, in every function: an array (N, H, W, 3) of uint8 or of floats in 0..1,
     grey or with alpha too, Pillow pictures, file names, a folder, a .npy file; see

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.special
+import xarray
 
 from ubrain_jax import errors
 
@@ -65,6 +66,28 @@ class Levels(NamedTuple):
     level: np.ndarray
     tap: np.ndarray
     entropy: np.ndarray
+
+
+def of_attention(
+    seen: xarray.Dataset, *, degrees: float = np.nan
+) -> tuple[Fields, Levels]:
+    """Fields and levels of voxels from their mean attention.
+
+    A field is only as good as what training taught the encoder: one that predicts the
+    same for mirrored pictures has fields near the middle, well fitted and wrong. So
+    compare with measured fields (`prf`) where there are any.
+
+    Args:
+        seen: From `UniversalEncoder.mean_attention`.
+        degrees: As in `fit`.
+
+    Returns:
+        Fitted to the maps of all taps together, weighted by `tap_weights`, and the
+        levels of these weights. NaN for a voxel whose prediction does not vary.
+    """
+    weights = tap_weights(seen.covariance.values)
+    maps = combine(seen.spatial.values, weights)
+    return fit(maps, degrees=degrees), level(weights)
 
 
 def tap_weights(covariance: np.ndarray) -> np.ndarray:
