@@ -103,10 +103,12 @@ def test_every_vertex_of_the_flat_map_is_seen():
     size = np.ptp(mesh.point[used], 0)[:2] * 4
     seen = cortex.look(at, mesh.triangle, size)
     assert len(np.intersect1d(seen.vertex, used)) > 0.995 * len(used)
-    # A vertex is seen where it is.
+    # A vertex is seen where it is: no farther than its triangle reaches.
     y, x = np.nonzero(seen.vertex >= 0)
-    _, nearest = spatial.KDTree(at[used, :2]).query(np.stack([x, y], 1) + 0.5)
-    assert (used[nearest] == seen.vertex[y, x]).mean() > 0.9
+    corner = at[mesh.triangle[seen.triangle[y, x]], :2]
+    reach = np.linalg.norm(corner - np.roll(corner, 1, 1), axis=2).max(1)
+    place = at[seen.vertex[y, x], :2] - np.stack([x, y], 1) - 0.5
+    assert (np.linalg.norm(place, axis=1) <= reach).all()
 
 
 def test_a_border_separates_a_region():
@@ -122,10 +124,12 @@ def test_a_border_separates_a_region():
 def test_a_side_is_drawn_on_its_side(tmp_path, no_network, side):
     vertex = [np.arange(0, 10242, 3), []]
     notes = mark(tmp_path / "p.png", on_mesh(*vertex[:: 1 - 2 * side]), views="flat")
-    assert notes == ["3,414 of 3,414 voxels shown", "on the mesh of fsaverage5"]
+    flat = np.isin(vertex[0], cortex.bundled("flat", side).triangle).sum()
+    assert 3000 < flat < 3300  # without the medial wall
+    assert notes == [f"{flat:,} of 3,414 voxels shown", "on the mesh of fsaverage5"]
     found = is_marked(tmp_path / "p.png")
-    middle = found.shape[1] * 0.45  # the legend takes the last tenth
-    column = np.flatnonzero(found[:, : int(0.88 * found.shape[1])].any(0))
+    middle = found.shape[1] * 0.45  # the legend takes the last seventh
+    column = np.flatnonzero(found[:, : int(0.86 * found.shape[1])].any(0))
     assert len(column) > 200
     assert (column > middle).all() if side else (column < middle).all()
 
@@ -174,6 +178,7 @@ def test_outlines_and_names_are_drawn(tmp_path):
     assert np.ptp(x) < 0.2 * a.shape[1]
 
 
+@pytest.mark.slow
 def test_the_same_picture_is_the_same_bytes(tmp_path):
     subject = on_mesh(np.arange(0, 10242, 40), [])
     values = np.linspace(-1, 1, len(subject.position))
@@ -241,6 +246,7 @@ def test_left_of_a_volume_is_on_the_left(tmp_path, flip):
     assert column.max() < 0.3 * part.shape[1]
 
 
+@pytest.mark.slow
 def test_a_volume_says_what_is_known_of_its_directions(tmp_path):
     subject = in_volume(np.diag([2.0, 2, 2, 1]).tolist())
     values = np.linspace(0, 1, len(subject.position))

@@ -364,8 +364,8 @@ def _figure(
         _draw_panel(ax, panel, where[panel.side], used, inside)
     shown = 0
     for side in range(2):
-        sizes = [len(p.mesh.point) for p in panels if p.side == side]
-        shown += int((where[side].vertex < max(sizes, default=0)).sum())
+        drawn = [p.mesh.triangle.ravel() for p in panels if p.side == side]
+        shown += int(np.isin(where[side].vertex, np.concatenate(drawn)).sum())
     room = fig.add_subplot(grid[:, 4])
     if used.bar is not None and num_rows > 1:
         room.set_box_aspect(22)
@@ -492,8 +492,8 @@ def _hits(
         x, y, depth, number of the triangle and which of its corners is nearest.
     """
     row, column = np.divmod(np.arange(side**2), side)
-    x = (start[:, :1] + column).astype(float) + 0.5
-    y = (start[:, 1:] + row).astype(float) + 0.5
+    left, below = start[:, :1] + column, start[:, 1:] + row
+    x, y = left + 0.5, below + 0.5  # where pixels are looked at
     (ax, ay), (bx, by), (cx, cy) = corner[:, :, :2, None].transpose(1, 2, 0, 3)
     double = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy)
     first = ((by - cy) * (x - cx) + (cx - bx) * (y - cy)) / double
@@ -503,8 +503,8 @@ def _hits(
     first, second = first[inside], second[inside]
     weight = np.stack([first, second, 1 - first - second], 1)
     return (
-        x[triangle, pixel].astype(int),
-        y[triangle, pixel].astype(int),
+        left[triangle, pixel],
+        below[triangle, pixel],
         (weight * corner[triangle, :, 2]).sum(1),
         number[triangle],
         weight.argmax(1),
