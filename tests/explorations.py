@@ -10,7 +10,7 @@ SIDE = 16
 def pictures(num: int, px: int = 96, seed: int = 0) -> np.ndarray:
     """(num, px, px, 3) uint8: a patch of colour on a gradient, all different."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:1:px * 1j, 0:1:px * 1j]
+    y, x = np.mgrid[0 : 1 : px * 1j, 0 : 1 : px * 1j]
     made = []
     for _ in range(num):
         a, b = rng.integers(30, 226, (2, 3))
@@ -141,7 +141,12 @@ def make(
         attention = fields(rng, *rng.uniform(0.2, 0.8, (2, 6)), np.full(6, 0.15))
         head = ("region", "voxels", "enrichment", *(b.name for b in brains))
         rows = [
-            (f"{prefix}roi {k}", str(k * 10), f"{1 + k / 3:.2f}", *("7" for _ in brains))
+            (
+                f"{prefix}roi {k}",
+                str(k * 10),
+                f"{1 + k / 3:.2f}",
+                *("7" for _ in brains),
+            )
             for k in range(4)
         ]
         facts = [

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import spatial
 from scipy.spatial import transform
 
 from tests import browser, explorations
@@ -17,7 +18,9 @@ from ubrain_jax import errors
 from ubrain_jax.maps import explorer
 
 MARKUP = "<img src=x onerror=alert(1)></script><b>&"
-FRAME = "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r())))"
+FRAME = (
+    "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r())))"
+)
 needs_browser = pytest.mark.skipif(
     not os.path.exists(browser.CHROMIUM), reason="needs chromium"
 )
@@ -111,7 +114,10 @@ def test_pictures_lose_sharpness_last(tmp_path):
     notes = explorer.write(tmp_path / "b.html", asked, max_bytes=int(0.7 * size))
     assert sharp == []
     assert notes == ["pictures shown at 80 pixels"]
-    small = [Image.open(io.BytesIO(base64.b64decode(p))).size for p in read(tmp_path / "b.html")[0]["pictures"]]
+    small = [
+        Image.open(io.BytesIO(base64.b64decode(p))).size
+        for p in read(tmp_path / "b.html")[0]["pictures"]
+    ]
     assert set(small) == {(80, 80)}
 
 
@@ -192,7 +198,9 @@ class Page:
         return " ".join((self.do(script) or "").split())
 
     def all(self, query, what="innerText"):
-        script = f"[...document.querySelectorAll({json.dumps(query)})].map(e => e.{what})"
+        script = (
+            f"[...document.querySelectorAll({json.dumps(query)})].map(e => e.{what})"
+        )
         return self.do(script)
 
     def click(self, query, number=0, at=(0.5, 0.5)):
@@ -295,7 +303,9 @@ def test_a_cluster_lights_up_in_every_subject(page, asked):
     page.click("#overlay")
     assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 0
     table = page.all("#detail .scroll tbody tr")
-    assert [row.split() for row in table] == [" ".join(r).split() for r in group.table[1]]
+    assert [row.split() for row in table] == [
+        " ".join(r).split() for r in group.table[1]
+    ]
     page.click("#list-cluster [role=option]", 0)
     assert page.all(".said")[0] != f"{counts[0]} of 900 picked"
     page.press("Escape")
@@ -316,13 +326,13 @@ def test_a_region_lights_up_too(page, asked):
     page.check()
 
 
-def place(position, azimuth, tilt, zoom, width, height):
+def place(position, azimuth, tilt, zoom, width, height, gap=0):
     """(v, 2) pixels and (v,) nearness, by rotations of scipy."""
     middle = (position.min(0) + position.max(0)) / 2
     moved = position - middle
     wide = np.hypot(moved[:, 0], moved[:, 1]).max()
     far = np.linalg.norm(moved, axis=1).max()
-    scale = zoom * min(0.47 * width / wide, 0.6 * height / far)
+    scale = zoom * min(0.47 * width / (wide + gap), 0.6 * height / (far + gap))
     turn = transform.Rotation.from_euler("zx", [azimuth, tilt], degrees=True)
     x, y, z = turn.apply(moved).T * scale
     return np.stack([width / 2 + x, height / 2 - z], 1), -y
@@ -338,12 +348,18 @@ def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
         "[...document.querySelectorAll('#brains canvas')].map("
         "c => [c.clientWidth, c.clientHeight])[2]"
     )
-    at, near = place(brain.position.astype(float), *view, width, height)
+    position = brain.position.astype(float)
+    gap = np.median(spatial.KDTree(position).query(position, 2)[0][:, 1])
+    at, near = place(position, *view, width, height, gap)
     inside = ((at > 5) & (at < [width - 5, height - 5])).all(1)
     v = int(np.argmax(np.where(inside, near, -np.inf)))
     page.click("#brains canvas", 2, at=at[v] / [width, height])
     assert page.text("#detail h2") == f"Voxel {brain.voxel[v]}"
-    assert page.all(".said") == ["0 of 900 picked", "0 of 900 picked", "1 of 900 picked"]
+    assert page.all(".said") == [
+        "0 of 900 picked",
+        "0 of 900 picked",
+        "1 of 900 picked",
+    ]
     said = ", ".join(f"{x:g}" for x in brain.position[v])
     assert f"R, A, S: {said}" in page.text("#detail .facts")
     page.check()
@@ -611,7 +627,9 @@ def test_without_scripts_the_page_says_what_it_needs(tab, path):
 @needs_browser
 def test_a_script_that_was_changed_does_not_run(tab, path, tmp_path):
     """The policy is what keeps foreign scripts out: it must hold."""
-    changed = path.read_text().replace("async function start()", "async  function start()")
+    changed = path.read_text().replace(
+        "async function start()", "async  function start()"
+    )
     (tmp_path / "x.html").write_text(changed)
     tab.said.clear()
     tab.open(tmp_path / "x.html", 800)

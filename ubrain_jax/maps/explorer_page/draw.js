@@ -193,14 +193,16 @@ function spacing(points) {
   return Number.isFinite(middle) ? middle : 1;
 }
 
-// Fills `buffer.what` with voxels; marked ones are larger.
-function drawPoints(points, box, gap, marked, view, buffer) {
+// Fills `buffer.what` with voxels. Where some are marked the others shrink, so that
+// marked ones are seen between them.
+function drawPoints(points, box, gap, marked, isPicked, view, buffer) {
   const { width, height, what, light, depth } = buffer;
   what.fill(-1);
   depth.fill(NOWHERE);
   const at = project(points, box, view, width, height);
   const plainRadius = Math.min(Math.max(0.62 * gap * at.scale, 1.5), 0.1 * width);
-  const plainBall = ball(plainRadius), markedBall = ball(1.3 * plainRadius + 0.5);
+  const plainBall = ball(isPicked ? 0.4 * plainRadius : plainRadius);
+  const markedBall = ball(1.1 * plainRadius + 0.5);
   const reach = box.far * at.scale;
   for (let i = 0; i < at.x.length; i++) {
     const disc = marked[i] ? markedBall : plainBall;

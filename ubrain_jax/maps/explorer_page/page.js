@@ -141,7 +141,7 @@ function showLegend(at, low, high) {
   }
   if (state.kind) {
     parts.push(el("span", { class: "key" }, el("span", { class: "swatch ring" }),
-      "picked: bright, outlined when close"));
+      "picked: large and bright, outlined when close"));
   }
   byId("legend").replaceChildren(...parts);
 }
@@ -181,7 +181,7 @@ function fit() {
 function draw() {
   fit();
   const faded = state.by === "cluster" || state.by === "selected";
-  const dim = !state.kind ? 1 : faded ? 0.5 : 0.6;
+  const dim = !state.kind ? 1 : faded ? 0.5 : 0.7;
   let onMesh = null; // all surfaces turn together: one raster serves them all
   for (const tile of tiles) {
     if (tile.surface) {
@@ -189,7 +189,8 @@ function draw() {
       tile.at = onMesh;
     } else {
       tile.at = drawPoints(
-        tile.position, tile.box, tile.gap, tile.marked, view, tile.buffer);
+        tile.position, tile.box, tile.gap, tile.marked, state.kind !== null, view,
+        tile.buffer);
     }
     paint(tile.pixels, tile.buffer, tile.owner, mesh && mesh.sulc, tile.rgb, tile.marked,
       dim, faded, tile.at.radius >= ROOM * tile.ratio);
@@ -728,6 +729,8 @@ function makeTile(about, number) {
   if (!surface) {
     tile.box = frame(tile.position);
     tile.gap = spacing(tile.position);
+    tile.box.far += tile.gap; // room for the balls
+    tile.box.wide += tile.gap;
   }
   tile.canvas = el("canvas", {
     tabindex: 0, role: "application", "aria-roledescription": "brain",
@@ -758,6 +761,10 @@ function build() {
     byId("notes").append(el("p", null, "Voxels of a volume are drawn as balls at their "
       + "places in the subject's own space, each brain fitted to its frame; positions in "
       + "different brains do not correspond."));
+  }
+  if (tiles.some((tile) => !tile.surface && tile.axes[0] !== "R")) {
+    byId("notes").append(el("p", null, "Where axes are i, j, k, it is not known where the "
+      + "front of the brain is: views from behind look along j."));
   }
   if (tiles.some((tile) => tile.reach)) {
     byId("notes").append(el("p", null, "On surfaces with fewer voxels than vertices, a "
