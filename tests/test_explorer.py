@@ -574,6 +574,33 @@ def test_a_search_leaves_what_it_finds(page):
 
 @pytest.mark.slow
 @needs_browser
+def test_a_crowd_about_which_little_is_known_is_shown_too(tab, tmp_path):
+    """No cluster, region, score or field; a subject without a voxel."""
+    asked = explorations.make(["a", "b"])
+    unknown = np.full(300, np.nan, np.float32)
+    names = ("score", "x", "y", "size", "eccentricity", "angle", "level")
+    bare = asked.brains[0]._replace(
+        cluster=np.full(300, -1),
+        region=np.zeros((300, 0), bool),
+        field=np.zeros((300, 4, 4)),
+        **dict.fromkeys(names, unknown),
+    )
+    empty = bare.take(np.zeros(0, int))._replace(name="b", axes=("i", "j", "k"))
+    asked = asked._replace(brains=[bare, empty], clusters=[], regions=[], roi_names=[])
+    explorer.write(tmp_path / "x.html", asked)
+    page = Page(tab, tmp_path / "x.html").open()
+    page.click("#brains canvas", 0)
+    assert "cluster none" in page.text("#detail .facts")
+    assert page.text("#detail").count("unknown") == 7
+    page.click("#strip [role=option]", 0)
+    page.click("#tab-region")
+    assert page.text("#panel-region") == "Search There are none."
+    assert page.all(".space")[1].endswith("0 of 300 voxels shown")
+    page.check()
+
+
+@pytest.mark.slow
+@needs_browser
 def test_markup_in_names_is_shown_as_text(tab, tmp_path):
     asked = explorations.make(prefix=MARKUP, num_top=1)
     explorer.write(tmp_path / "x.html", asked)

@@ -193,26 +193,27 @@ function spacing(points) {
   return Number.isFinite(middle) ? middle : 1;
 }
 
-// Fills `buffer.what` with voxels. Where some are marked the others shrink, so that
-// marked ones are seen between them.
-function drawPoints(points, box, gap, marked, isPicked, view, buffer) {
+// Fills `buffer.what` with voxels. Where a group is picked its voxels come to the front
+// and the others shrink, as in a glass brain.
+function drawPoints(points, box, gap, marked, isGroup, view, buffer) {
   const { width, height, what, light, depth } = buffer;
   what.fill(-1);
   depth.fill(NOWHERE);
   const at = project(points, box, view, width, height);
   const plainRadius = Math.min(Math.max(0.62 * gap * at.scale, 1.5), 0.1 * width);
-  const plainBall = ball(isPicked ? 0.4 * plainRadius : plainRadius);
+  const plainBall = ball(isGroup ? 0.4 * plainRadius : plainRadius);
   const markedBall = ball(1.1 * plainRadius + 0.5);
   const reach = box.far * at.scale;
   for (let i = 0; i < at.x.length; i++) {
     const disc = marked[i] ? markedBall : plainBall;
     const cx = Math.round(at.x[i]), cy = Math.round(at.y[i]);
+    const lift = isGroup && marked[i] ? 4 * reach : 0;
     const fog = 255 * (0.72 + 0.28 * (at.z[i] / reach));
     for (let j = 0; j < disc.length; j += 4) {
       const x = cx + disc[j], y = cy + disc[j + 1];
       if (x < 0 || y < 0 || x >= width || y >= height) continue;
       const k = y * width + x;
-      const z = at.z[i] + disc[j + 2];
+      const z = at.z[i] + disc[j + 2] + lift;
       if (z <= depth[k]) continue;
       depth[k] = z;
       what[k] = i;

@@ -139,7 +139,10 @@ function showLegend(at, low, high) {
     el("span", { class: "scale" }, bar, el("span", { class: "numbers" }, ends)));
     if (by !== "predicted") parts.push(grey);
   }
-  if (state.kind) {
+  if (state.kind === "voxel") {
+    parts.push(el("span", { class: "key" }, el("span", { class: "swatch ring" }),
+      "ring: the picked voxel, dashed where others hide it"));
+  } else if (state.kind) {
     parts.push(el("span", { class: "key" }, el("span", { class: "swatch ring" }),
       "picked: large and bright, outlined when close"));
   }
@@ -181,7 +184,8 @@ function fit() {
 function draw() {
   fit();
   const faded = state.by === "cluster" || state.by === "selected";
-  const dim = !state.kind ? 1 : faded ? 0.5 : 0.7;
+  const isGroup = state.kind === "cluster" || state.kind === "region";
+  const dim = !isGroup ? 1 : faded ? 0.5 : 0.7;
   let onMesh = null; // all surfaces turn together: one raster serves them all
   for (const tile of tiles) {
     if (tile.surface) {
@@ -189,8 +193,7 @@ function draw() {
       tile.at = onMesh;
     } else {
       tile.at = drawPoints(
-        tile.position, tile.box, tile.gap, tile.marked, state.kind !== null, view,
-        tile.buffer);
+        tile.position, tile.box, tile.gap, tile.marked, isGroup, view, tile.buffer);
     }
     paint(tile.pixels, tile.buffer, tile.owner, mesh && mesh.sulc, tile.rgb, tile.marked,
       dim, faded, tile.at.radius >= ROOM * tile.ratio);
@@ -244,12 +247,12 @@ function under(tile, x, y, reach) {
 
 // ---- text -------------------------------------------------------------------------
 
-function describe(tile, v) {
+function describe(tile, v, withScore = true) {
   const parts = [`voxel ${tile.voxel[v]}`];
   if (tile.cluster[v] >= 0) parts.push(T.clusters[tile.cluster[v]].name);
   const rois = T.rois.filter((_, r) => tile.region[v * T.rois.length + r]);
   if (rois.length) parts.push(rois.join(", "));
-  if (!Number.isNaN(tile.maps.score[v])) parts.push(`${T.score} ${plain(tile.maps.score[v])}`);
+  if (withScore && !Number.isNaN(tile.maps.score[v])) parts.push(`${T.score} ${plain(tile.maps.score[v])}`);
   return parts.join(" · ");
 }
 
@@ -500,7 +503,8 @@ function listVoxels() {
     ? `Best ${T.score} among those shown:` : "Scores are not known.";
   byId("list-voxel").replaceChildren(...best.map((v) => el("li",
     { role: "option", "data-index": v, tabindex: -1 },
-    el("span", { class: "name" }, describe(tile, v)))));
+    el("span", { class: "name" }, describe(tile, v, false)),
+    el("span", { class: "size" }, plain(tile.maps.score[v])))));
   setPicked(byId("list-voxel"), -1);
 }
 
@@ -511,6 +515,10 @@ function findVoxel(event) {
   const v = tile.voxel.indexOf(wanted);
   if (v >= 0) {
     pick("voxel", v, number);
+    return;
+  }
+  if (!tile.size) {
+    byId("voxel-said").textContent = `No voxel of ${tile.name} is shown.`;
     return;
   }
   let near = 0;
