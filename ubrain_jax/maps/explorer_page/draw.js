@@ -297,7 +297,11 @@ function paint(pixels, buffer, owner, sulc, rgb, marked, dim, faded, outlined) {
 // Three arrows at the lower left that say where the view is from.
 function drawAxes(context, names, view, width, height, ratio) {
   const [right, up] = axesOf(view);
-  const length = 15 * ratio, x0 = 24 * ratio, y0 = height - 24 * ratio;
+  const length = 15 * ratio, x0 = 30 * ratio, y0 = height - 30 * ratio;
+  context.fillStyle = "rgb(19 22 27 / 60%)";
+  context.beginPath();
+  context.arc(x0, y0, 1.9 * length, 0, 2 * Math.PI);
+  context.fill();
   context.lineWidth = ratio;
   context.font = `${11 * ratio}px system-ui, sans-serif`;
   context.textAlign = "center";
