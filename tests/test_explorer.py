@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import spatial
 from scipy.spatial import transform
 
 from tests import browser, explorations
@@ -325,13 +326,13 @@ def test_a_region_lights_up_too(page, asked):
     page.check()
 
 
-def place(position, azimuth, tilt, zoom, width, height):
+def place(position, azimuth, tilt, zoom, width, height, gap=0):
     """(v, 2) pixels and (v,) nearness, by rotations of scipy."""
     middle = (position.min(0) + position.max(0)) / 2
     moved = position - middle
     wide = np.hypot(moved[:, 0], moved[:, 1]).max()
     far = np.linalg.norm(moved, axis=1).max()
-    scale = zoom * min(0.47 * width / wide, 0.6 * height / far)
+    scale = zoom * min(0.47 * width / (wide + gap), 0.6 * height / (far + gap))
     turn = transform.Rotation.from_euler("zx", [azimuth, tilt], degrees=True)
     x, y, z = turn.apply(moved).T * scale
     return np.stack([width / 2 + x, height / 2 - z], 1), -y
@@ -347,7 +348,9 @@ def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
         "[...document.querySelectorAll('#brains canvas')].map("
         "c => [c.clientWidth, c.clientHeight])[2]"
     )
-    at, near = place(brain.position.astype(float), *view, width, height)
+    position = brain.position.astype(float)
+    gap = np.median(spatial.KDTree(position).query(position, 2)[0][:, 1])
+    at, near = place(position, *view, width, height, gap)
     inside = ((at > 5) & (at < [width - 5, height - 5])).all(1)
     v = int(np.argmax(np.where(inside, near, -np.inf)))
     page.click("#brains canvas", 2, at=at[v] / [width, height])
@@ -566,6 +569,33 @@ def test_a_search_leaves_what_it_finds(page):
     page.press("5")
     shown = page.all("#list-cluster [role=option]:not([hidden]) .name")
     assert shown == ["cluster 5"]
+    page.check()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_crowd_about_which_little_is_known_is_shown_too(tab, tmp_path):
+    """No cluster, region, score or field; a subject without a voxel."""
+    asked = explorations.make(["a", "b"])
+    unknown = np.full(300, np.nan, np.float32)
+    names = ("score", "x", "y", "size", "eccentricity", "angle", "level")
+    bare = asked.brains[0]._replace(
+        cluster=np.full(300, -1),
+        region=np.zeros((300, 0), bool),
+        field=np.zeros((300, 4, 4)),
+        **dict.fromkeys(names, unknown),
+    )
+    empty = bare.take(np.zeros(0, int))._replace(name="b", axes=("i", "j", "k"))
+    asked = asked._replace(brains=[bare, empty], clusters=[], regions=[], roi_names=[])
+    explorer.write(tmp_path / "x.html", asked)
+    page = Page(tab, tmp_path / "x.html").open()
+    page.click("#brains canvas", 0)
+    assert "cluster none" in page.text("#detail .facts")
+    assert page.text("#detail").count("unknown") == 7
+    page.click("#strip [role=option]", 0)
+    page.click("#tab-region")
+    assert page.text("#panel-region") == "Search There are none."
+    assert page.all(".space")[1].endswith("0 of 300 voxels shown")
     page.check()
 
 

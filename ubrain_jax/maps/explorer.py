@@ -27,7 +27,14 @@ from ubrain_jax.maps import pages
 MOST_VOXELS = 6000
 # Pixels of a picture, and how few voxels of a subject come before fewer pixels.
 _STEPS = ((112, 1000), (80, 500), (56, 100))
-_SCRIPTS = ("arrays.js", "colours.js", "draw.js", "panels.js", "page.js")
+# In the order in which they are read: one script, in parts that hold one idea each.
+_SCRIPTS = [
+    f"{part}.js"
+    for part in (
+        *("arrays", "colours", "draw", "panels", "state", "legend", "brains"),
+        *("details", "lists", "address", "page"),
+    )
+]
 _SCALARS = ("score", "x", "y", "size", "eccentricity", "angle", "level")
 
 

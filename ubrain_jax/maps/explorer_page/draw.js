@@ -193,24 +193,27 @@ function spacing(points) {
   return Number.isFinite(middle) ? middle : 1;
 }
 
-// Fills `buffer.what` with voxels; marked ones are larger.
-function drawPoints(points, box, gap, marked, view, buffer) {
+// Fills `buffer.what` with voxels. Where a group is picked its voxels come to the front
+// and the others shrink, as in a glass brain.
+function drawPoints(points, box, gap, marked, isGroup, view, buffer) {
   const { width, height, what, light, depth } = buffer;
   what.fill(-1);
   depth.fill(NOWHERE);
   const at = project(points, box, view, width, height);
   const plainRadius = Math.min(Math.max(0.62 * gap * at.scale, 1.5), 0.1 * width);
-  const plainBall = ball(plainRadius), markedBall = ball(1.3 * plainRadius + 0.5);
+  const plainBall = ball(isGroup ? 0.4 * plainRadius : plainRadius);
+  const markedBall = ball(1.1 * plainRadius + 0.5);
   const reach = box.far * at.scale;
   for (let i = 0; i < at.x.length; i++) {
     const disc = marked[i] ? markedBall : plainBall;
     const cx = Math.round(at.x[i]), cy = Math.round(at.y[i]);
+    const lift = isGroup && marked[i] ? 4 * reach : 0;
     const fog = 255 * (0.72 + 0.28 * (at.z[i] / reach));
     for (let j = 0; j < disc.length; j += 4) {
       const x = cx + disc[j], y = cy + disc[j + 1];
       if (x < 0 || y < 0 || x >= width || y >= height) continue;
       const k = y * width + x;
-      const z = at.z[i] + disc[j + 2];
+      const z = at.z[i] + disc[j + 2] + lift;
       if (z <= depth[k]) continue;
       depth[k] = z;
       what[k] = i;
@@ -294,7 +297,11 @@ function paint(pixels, buffer, owner, sulc, rgb, marked, dim, faded, outlined) {
 // Three arrows at the lower left that say where the view is from.
 function drawAxes(context, names, view, width, height, ratio) {
   const [right, up] = axesOf(view);
-  const length = 15 * ratio, x0 = 24 * ratio, y0 = height - 24 * ratio;
+  const length = 15 * ratio, x0 = 30 * ratio, y0 = height - 30 * ratio;
+  context.fillStyle = "rgb(19 22 27 / 60%)";
+  context.beginPath();
+  context.arc(x0, y0, 1.9 * length, 0, 2 * Math.PI);
+  context.fill();
   context.lineWidth = ratio;
   context.font = `${11 * ratio}px system-ui, sans-serif`;
   context.textAlign = "center";
