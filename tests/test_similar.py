@@ -7,12 +7,22 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import bundles
-from ubrain_jax import errors, similar, universal
-from ubrain_jax.model import bundle
+from ubrain_jax import (
+    crowd,
+    errors,
+    experiments,
+    export,
+    sharding,
+    similar,
+    universal,
+)
+from ubrain_jax.model import bundle, encoder
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -166,3 +176,62 @@ def test_the_page_names_every_flag(folder):
     assert len(flags) > 8
     for flag in flags:
         assert f"--{flag}" in page, flag
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny, store, tmp_path_factory):
+    """A folder with an encoder of the store's subjects that nobody trained."""
+    root = tmp_path_factory.mktemp("page")
+    settings = tiny()
+    network = experiments.load_network(settings.backbone)
+    mesh = sharding.make_mesh(
+        None, None, stripes=4, batch_images=1, devices=jax.devices()[:1]
+    )
+    parts = encoder.build(settings, network.backbone, 4, mesh)
+    shared = {k: v for k, v in parts.trainable.items() if k != "table"}
+    subjects = tuple(
+        make_subject(s.name, s.num_voxels, s.roi_names, seed=k)._replace(roi=s.roi)
+        for k, s in enumerate(crowd.open_crowd([store]).subjects)
+    )
+    made = bundle.Bundle(
+        settings,
+        jax.tree.map(np.asarray, shared),
+        subjects,
+        tuple(s.name for s in subjects),
+        export.backbone_of(network.provenance, settings),
+        None,
+        {},
+    )
+    bundle.write(root / "runs" / "nsd8", made)
+    (root / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        pixels = rng.integers(0, 256, (30, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "pictures" / f"{k:02d}.png")
+    return root
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_run(untrained, store, monkeypatch):
+    page = (ROOT / "docs/similar.md").read_text(encoding="utf-8")
+    similar_block, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = "\n".join([*blocks, similar_block])
+    for theirs, ours in {
+        "PPA": "first",
+        "nsd.zarr": store,
+        "nsd-subj01": "t-subj01",
+        "nsd-subj05": "t-subj02",
+    }.items():
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    monkeypatch.chdir(untrained)
+    told = {}
+    exec(code, told)  # noqa: S102  (our own page)
+    assert set(told["found"].subject.values) == {"t-subj02"}
+    assert told["apart"].order.shape == (20,)
+    assert set(told["best"]) & set(told["worst"]) == set()
+    num_test = told["truth"].num_subjects[:, 0]
+    assert sorted(num_test)[-5:] == [0, 2, 2, 2, 2]
+    assert 0 <= told["shared"] <= 1 or np.isnan(told["shared"])
+    assert told["maps"].shape == (20, 1, 2, 2)
+    assert (untrained / "map.png").is_file()
