@@ -9,7 +9,7 @@ DEMO := demo
 CROWD := crowd
 STORES := $(CROWD)/nsd.zarr,$(CROWD)/god.zarr,$(CROWD)/vim1.zarr
 
-.PHONY: demo crowd-demo test docs faults check fix parity env clean-demo
+.PHONY: demo crowd-demo explore test docs faults check fix parity env clean-demo
 
 env: $(VENV)/installed
 
@@ -50,6 +50,11 @@ crowd-demo: env
 	$(BIN)/python -m ubrain_jax.transfer --encoder=$(CROWD)/encoder \
 		--crowd=$(CROWD)/nsd.zarr --subject=nsd-subj01 --num_images=100 --init=twin \
 		--workdir=$(CROWD)/subj01
+
+# The demo's encoder from all sides: open demo/maps/index.html.
+explore: demo
+	test -d $(DEMO)/maps || $(BIN)/python -m ubrain_jax.explore --encoder=$(DEMO)/run \
+		--out=$(DEMO)/maps --num_pictures=100 --within=kind:scene:2
 
 clean-demo:
 	rm -rf $(DEMO) $(CROWD)
