@@ -5,10 +5,12 @@
 The workdir of a run (or of `score`), its store, and the simulated folder with truth/.
 Bounds: median error of the centre below 1.5 patches for voxels with noise-normalised
 r > 0.5; the level tells orientation and colour from object and scene voxels with an AUC
-of .85 or more. --every adds single taps and other ways to combine them; --hide=M
-covers one patch of M pictures after the other and takes what that does to the
-prediction for the map: what the model knows, whether attention shows it or not.
-Exits 1 and says what is short.
+of .85 or more. An encoder that predicts the same for mirrored pictures has not learned
+left from right, and no map of it can show that.
+
+--every adds single taps and other ways to combine them; --hide=M covers one patch of M
+pictures after the other and takes what that does to the prediction for the map: what
+the model knows, whether attention shows it or not. Exits 1 and says what is short.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-from ubrain_jax import crowd, studies, universal
+from ubrain_jax import crowd, metrics, studies, universal
 from ubrain_jax.atlas import fields
 from ubrain_jax.datasets import planted, truth
 
@@ -82,6 +84,12 @@ def gather(
     return Voxels(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def predict(encoder, embedding: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """(M, V) for voxels of several subjects at once."""
+    blocks = encoder._blocks(encoder._open(pictures, None), embedding)
+    return np.concatenate([block.values for block in blocks])
+
+
 def hidden_maps(
     encoder, embedding: np.ndarray, pictures: np.ndarray, side: int
 ) -> np.ndarray:
@@ -90,19 +98,14 @@ def hidden_maps(
     A soft round piece of another picture is laid over it.
     """
 
-    def predict(some: np.ndarray) -> np.ndarray:
-        opened = encoder._open(some, None)
-        blocks = encoder._blocks(opened, embedding)
-        return np.concatenate([block.values for block in blocks])
-
-    plain, px = predict(pictures), pictures.shape[1]
+    plain, px = predict(encoder, embedding, pictures), pictures.shape[1]
     at = (np.arange(px) + 0.5) / px
     maps = np.empty((len(embedding), side, side))
     for y, x in np.ndindex(side, side):
         far = (at[:, None] - (y + 0.5) / side) ** 2 + (at - (x + 0.5) / side) ** 2
         cover = np.exp(-far * side**2 / 2 / 0.56**2)[..., None]
         mixed = pictures * (1 - cover) + np.roll(pictures, 1, axis=0) * cover
-        changed = predict(mixed.round().astype(np.uint8)) - plain
+        changed = predict(encoder, embedding, mixed.round().astype(np.uint8)) - plain
         maps[:, y, x] = np.sqrt((changed**2).mean(0))
     return maps
 
@@ -184,6 +187,14 @@ def main() -> int:
         line(
             "hiding a patch", hidden_maps(encoder, v.embedding, pictures[some], side), v
         )
+    turned = np.ascontiguousarray(pictures[:, :, ::-1])
+    pair = [predict(encoder, v.embedding, p) for p in (pictures, turned)]
+    r = metrics.pearson(*pair)
+    beside = np.abs(v.centre[:, 0] - 0.5) > 0.1
+    print("median r of predictions with those of mirrored pictures, fields at a side")
+    for k, kind in enumerate(planted.KINDS):
+        some = beside & (v.score > LEAST_R) & (v.kind == k)
+        print(f"{kind:24s} {np.median(r[some]) if some.any() else np.nan:7.2f}")
     print("AUC of the level, and of the preferred tap, low against high kinds")
     ways = {"covariance": weights, "sd": sd, "share": v.share}
     found = {name: auc(w, v) for name, w in ways.items()}

@@ -74,8 +74,11 @@ def of_attention(
     """Fields and levels of voxels from their mean attention.
 
     A field is only as good as what training taught the encoder: one that predicts the
-    same for mirrored pictures has fields near the middle, well fitted and wrong. So
-    compare with measured fields (`prf`) where there are any.
+    same for mirrored pictures has fields near the middle, well fitted and wrong; the
+    quality does not tell. Compare with measured fields (`prf`) where there are any.
+    What voxels share (borders, the middle of photographs) can be taken off before the
+    fit, `fit(maps - maps.mean(0))`: on simulated voxels that brings small fields nearer
+    to their place, and throws those of voxels that see the whole picture to a corner.
 
     Args:
         seen: From `UniversalEncoder.mean_attention`.
