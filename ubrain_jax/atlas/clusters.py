@@ -34,9 +34,11 @@ from ubrain_jax.atlas import pooled
 OF = ("embedding", "function")
 METHODS = ("kmeans", "mixture")
 # Above so many voxels k-means starts from small batches, and mixtures see a sample.
-MOST = 50_000
+MOST = 20_000
 # Voxels taken through a product at once: 67 MB for 256 numbers each.
 _CHUNK = 2**16
+# Voxels in such a batch.
+_BATCH = 8192
 # Starts of k-means, of which the best counts.
 _STARTS = 10
 # Voxels of a cluster that the hierarchy looks at.
@@ -309,7 +311,11 @@ def _kmeans(directions: np.ndarray, k: int, seed: int, starts: Any) -> np.ndarra
         start: Any = "k-means++"
     else:
         batches = cluster.MiniBatchKMeans(
-            k, batch_size=8192, n_init=starts, random_state=seed
+            k,
+            batch_size=_BATCH,
+            init_size=max(_BATCH, 3 * k),
+            n_init=starts,
+            random_state=seed,
         )
         start = batches.fit(directions).cluster_centers_
         starts = 1
