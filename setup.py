@@ -30,6 +30,7 @@ REQUIRES = [
     "pillow>=11",
     "matplotlib>=3.9",
     "scikit-learn>=1.5",
+    "threadpoolctl>=3.1",
     "himalaya>=0.4.6",
     "tqdm>=4.66",
 ]

@@ -10,7 +10,8 @@ of half of the subjects that are given the voxels of the rest. k = 4 finds no ki
 kind is no direction but a continuum of preferences (six orientations, all hues, seven
 objects, four scenes), so the measure is of finer clusters merged to four along their
 hierarchy. "pure" is the index if each cluster were merged to the kind of most of its
-voxels: what no hierarchy can exceed. Not a test: pytest does not collect it.
+voxels: about the most that a hierarchy can reach. Not a test: pytest does not collect
+it.
 """
 
 import pathlib

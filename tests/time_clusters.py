@@ -2,8 +2,9 @@
 
     python -m tests.time_clusters
 
-Prints seconds of each step and the peak memory of the process. The embeddings are 30
-planted directions and noise, of random lengths. Not a test: pytest does not collect it.
+Prints seconds of each step, those of its CPUs, and the peak memory of the process. The
+embeddings are 30 planted directions and noise, of random lengths. Not a test: pytest
+does not collect it.
 """
 
 import resource
@@ -60,18 +61,21 @@ def main(argv: list[str]) -> None:
         values.subjects, values.voxels, values.embed, values.k, values.noise
     )
     print(f"{voxels.embedding.shape}, {peak()}")
-    began = total = time.perf_counter()
+    began = total = now()
 
     def tell(what: str) -> None:
         nonlocal began
-        print(f"{what}: {time.perf_counter() - began:.1f} s, {peak()}", flush=True)
-        began = time.perf_counter()
+        print(f"{what}: {since(began)}", flush=True)
+        began = now()
 
     for method in values.methods:
-        choice = cluster_choice.choose_k(voxels, method=method)
-        tell(f"{method}: number of clusters")
-        print(f"  {choice.reason}")
-        found = clusters.fit(voxels, choice.k, method=method)
+        k = values.clusters
+        if not k:
+            choice = cluster_choice.choose_k(voxels, method=method)
+            tell(f"{method}: number of clusters")
+            print(f"  {choice.reason}")
+            k = choice.k
+        found = clusters.fit(voxels, k, method=method)
         tell(f"{method}: clusters")
         rand = metrics.adjusted_rand_score(truth, found.label)
         print(f"  adjusted Rand index with the truth {rand:.3f}")
@@ -79,10 +83,19 @@ def main(argv: list[str]) -> None:
         tell(f"{method}: agreement across subjects")
         rows = cluster_tables.table(voxels, found, seen.label)
         tell(f"{method}: table of {len(rows)} clusters and {REGIONS} regions")
-        print(
-            f"{method}: all {time.perf_counter() - total:.1f} s, {peak()}", flush=True
-        )
-        total = time.perf_counter()
+        print(f"{method}: all {since(total)}", flush=True)
+        total = now()
+
+
+def now() -> tuple[float, float]:
+    """Wall and CPU clock."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(then: tuple[float, float]) -> str:
+    """Seconds and peak."""
+    wall, cpu = (a - b for a, b in zip(now(), then, strict=True))
+    return f"{wall:.1f} s, {cpu:.1f} s of CPU, {peak()}"
 
 
 def peak() -> str:
@@ -96,6 +109,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("voxels", 40_000, "Voxels of each.")
     flags.DEFINE_integer("embed", 256, "Numbers in an embedding.")
     flags.DEFINE_integer("k", 30, "Planted directions.")
+    flags.DEFINE_integer("clusters", 0, "Number of clusters; 0: it is chosen.")
     flags.DEFINE_float("noise", 1.0, "Length of the noise; the signal has 1.")
     flags.DEFINE_list("methods", ["kmeans"], "kmeans, mixture or both.")
     app.run(main)

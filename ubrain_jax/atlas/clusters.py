@@ -1,8 +1,15 @@
 """Functional clusters: voxels of any subjects whose embeddings point the same way.
 
 An embedding says both where in the picture a voxel looks and what it looks for. Voxels
-are clustered by the direction of their embedding (`of="embedding"`, as in the paper) or
-of the part of it that says what for (`of="function"`, `functional_matrix`).
+are clustered by the direction of their embedding (`of="embedding"`, as in the paper;
+needs nothing else, so it is the default) or of the part of it that says what for
+(`of="function"`, `functional_matrix`). Where the question is what voxels do, take the
+second: on three simulated brains, 24 clusters merged to the four planted kinds of
+tuning have an adjusted Rand index with them of .94 of function and .69 of embedding
+(tests/planted_clusters.py).
+
+A cluster is finer than a kind of tuning: k-means finds directions, such as one object
+or one colour. Kinds appear in the hierarchy of clusters, `cut`.
 
 References:
     Beliy et al. 2024, arXiv:2406.12179, section 5 (k-means of normalised embeddings).
@@ -27,9 +34,11 @@ from ubrain_jax.atlas import pooled
 OF = ("embedding", "function")
 METHODS = ("kmeans", "mixture")
 # Above so many voxels k-means starts from small batches, and mixtures see a sample.
-MOST = 50_000
+MOST = 20_000
 # Voxels taken through a product at once: 67 MB for 256 numbers each.
 _CHUNK = 2**16
+# Voxels in such a batch.
+_BATCH = 8192
 # Starts of k-means, of which the best counts.
 _STARTS = 10
 # Voxels of a cluster that the hierarchy looks at.
@@ -302,7 +311,11 @@ def _kmeans(directions: np.ndarray, k: int, seed: int, starts: Any) -> np.ndarra
         start: Any = "k-means++"
     else:
         batches = cluster.MiniBatchKMeans(
-            k, batch_size=8192, n_init=starts, random_state=seed
+            k,
+            batch_size=_BATCH,
+            init_size=max(_BATCH, 3 * k),
+            n_init=starts,
+            random_state=seed,
         )
         start = batches.fit(directions).cluster_centers_
         starts = 1
@@ -486,7 +499,7 @@ def rename(clusters: Clusters, previous: Clusters, same: float = SAME) -> Cluste
             "Cluster with the same choices.",
         )
     other, cosine = match(clusters.centre, previous.centre)
-    used, names = max(clusters_used(previous.names), previous.used), []
+    used, names = max(_highest(previous.names), previous.used), []
     for partner, value in zip(other, cosine, strict=True):
         if partner >= 0 and value >= same:
             names.append(previous.names[partner])
@@ -496,11 +509,11 @@ def rename(clusters: Clusters, previous: Clusters, same: float = SAME) -> Cluste
     return clusters._replace(names=tuple(names), used=used)
 
 
-def clusters_used(names: tuple[str, ...]) -> int:
+def _highest(names: tuple[str, ...]) -> int:
     """The highest number in names of this kind.
 
     Example:
-        >>> clusters_used(("c02", "faces", "c11"))
+        >>> _highest(("c02", "faces", "c11"))
         11
     """
     numbers = [re.fullmatch(r"c(\d+)", name) for name in names]
