@@ -29,10 +29,10 @@ MESH = "fsaverage5"
 _NESTED = ("fsaverage5", "fsaverage6", "fsaverage")
 _SIDES = ("left", "right")
 _DPI = 160
-# Pixels of a panel, about twice those of the picture, so that edges come out smooth.
-_PX, _FLAT_PX = 800, 1300
+# Pixels of a panel, 1.5 times those of the picture, so that edges come out smooth.
+_PX, _FLAT_PX = 640, 1040
 # Pixels between a name or number and the border of its region.
-_LEAST_PX = 9
+_LEAST_PX = 7
 # Pixels looked at together, which bounds memory.
 _POINTS = 2**21
 
