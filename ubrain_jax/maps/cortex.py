@@ -455,7 +455,7 @@ def look(point: np.ndarray, triangle: np.ndarray, size: np.ndarray) -> Seen:
     Example:
         >>> corner = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0]], float)
         >>> look(corner, np.array([[0, 1, 2]]), np.array([4, 4])).vertex.tolist()
-        [[0, 0, 1, 1], [0, 0, 1, -1], [2, 2, -1, -1], [2, -1, -1, -1]]
+        [[0, 0, 1, 1], [0, 1, 1, -1], [2, 2, -1, -1], [2, -1, -1, -1]]
     """
     width, height = np.ceil(size).astype(int)
     corner = point[triangle]  # (t, 3, 3)
