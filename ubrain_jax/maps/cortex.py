@@ -352,12 +352,11 @@ def _figure(
     num_rows = 1 + max(panel.row for panel in panels)
     flat = {panel.row for panel in panels if panel.eye == "flat"}
     heights = [1.45 if row in flat else 1.0 for row in range(num_rows)]
-    wide = 0.06 if used.bar is not None else 0.62
-    fig = mpl_figure.Figure(
-        figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained"
-    )
+    tall = 0.6 + 2.3 * sum(heights)
+    key = shades.key_inches(used, tall)
+    fig = mpl_figure.Figure(figsize=(10.4 + key, tall), layout="constrained")
     grid = fig.add_gridspec(
-        num_rows, 5, width_ratios=[1, 1, 1, 1, wide], height_ratios=heights
+        num_rows, 5, width_ratios=[2.5] * 4 + [key], height_ratios=heights
     )
     for panel in panels:
         ax = fig.add_subplot(grid[panel.row, panel.column])
