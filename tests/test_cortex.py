@@ -191,6 +191,19 @@ def test_the_same_picture_is_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+def test_many_long_names_leave_room_for_the_brain(tmp_path):
+    """Also text that would be mathematics, markup or another line."""
+    subject = on_mesh(np.arange(750), [])._replace(name="<b>$x_$</b>\n")
+    names = [f"a name that is far too long for a legend $_{k}$" for k in range(75)]
+    label = np.arange(750) % 75
+    labels = (names, [MARK] * 75)
+    path = tmp_path / "p.png"
+    cortex.draw(path, subject, label, name="$_", kind="labels", labels=labels)
+    found = is_marked(path)
+    assert found[: len(found) // 3, : found.shape[1] // 3].sum() > 1000
+
+
+@pytest.mark.slow
 def test_own_meshes_are_drawn(tmp_path):
     files = []
     for side in range(2):

@@ -29,10 +29,10 @@ MESH = "fsaverage5"
 _NESTED = ("fsaverage5", "fsaverage6", "fsaverage")
 _SIDES = ("left", "right")
 _DPI = 160
-# Pixels of a panel, about twice those of the picture, so that edges come out smooth.
-_PX, _FLAT_PX = 800, 1300
+# Pixels of a panel, 1.5 times those of the picture, so that edges come out smooth.
+_PX, _FLAT_PX = 640, 1040
 # Pixels between a name or number and the border of its region.
-_LEAST_PX = 9
+_LEAST_PX = 7
 # Pixels looked at together, which bounds memory.
 _POINTS = 2**21
 
@@ -352,12 +352,11 @@ def _figure(
     num_rows = 1 + max(panel.row for panel in panels)
     flat = {panel.row for panel in panels if panel.eye == "flat"}
     heights = [1.45 if row in flat else 1.0 for row in range(num_rows)]
-    wide = 0.06 if used.bar is not None else 0.62
-    fig = mpl_figure.Figure(
-        figsize=(11, 0.6 + 2.3 * sum(heights)), layout="constrained"
-    )
+    tall = 0.6 + 2.3 * sum(heights)
+    key = shades.key_inches(used, tall)
+    fig = mpl_figure.Figure(figsize=(10.4 + key, tall), layout="constrained")
     grid = fig.add_gridspec(
-        num_rows, 5, width_ratios=[1, 1, 1, 1, wide], height_ratios=heights
+        num_rows, 5, width_ratios=[2.5] * 4 + [key], height_ratios=heights
     )
     for panel in panels:
         ax = fig.add_subplot(grid[panel.row, panel.column])
@@ -455,7 +454,7 @@ def look(point: np.ndarray, triangle: np.ndarray, size: np.ndarray) -> Seen:
     Example:
         >>> corner = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0]], float)
         >>> look(corner, np.array([[0, 1, 2]]), np.array([4, 4])).vertex.tolist()
-        [[0, 0, 1, 1], [0, 0, 1, -1], [2, 2, -1, -1], [2, -1, -1, -1]]
+        [[0, 0, 1, 1], [0, 1, 1, -1], [2, 2, -1, -1], [2, -1, -1, -1]]
     """
     width, height = np.ceil(size).astype(int)
     corner = point[triangle]  # (t, 3, 3)

@@ -5,6 +5,7 @@ twilight for angles; labels have colours of their own and numbers beside them.
 """
 
 import colorsys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from ubrain_jax.maps import charts, pages
 KINDS = ("continuous", "angle", "labels")
 # How much white (above 0) or black a colour gets each time the six come round again.
 _TINTS = (0.0, -0.42, 0.58, -0.7, 0.8)
-_MOST_NAMES = 60  # in a legend
+# Of a legend: inches of a row and of a letter, columns, and letters of a name.
+_ROW, _LETTER, _COLUMNS, _LETTERS = 0.18, 0.062, 3, 26
 
 
 class Scale(NamedTuple):
@@ -237,6 +239,28 @@ def whole_labels(values: np.ndarray, said: str, num: int) -> np.ndarray:
     return np.where(given < 0, -1, given).astype(np.int64)
 
 
+def key_inches(used: Scale, height: float) -> float:
+    """Width that `add_key` needs in a figure of this height, in inches."""
+    if used.bar is not None:
+        return 0.16
+    entries, columns, _ = _entries(used, height)
+    longest = max((len(text) for _, text in entries), default=0)
+    return max(1.3, columns * (0.55 + _LETTER * longest))
+
+
+def _entries(used: Scale, height: float) -> tuple[list[tuple[int, str]], int, int]:
+    """Labels and texts of a legend, its columns, and labels that do not fit."""
+    there = [] if used.label is None else np.unique(used.label[used.label >= 0])
+    rows = max(1, int((height - 1.2) / _ROW))
+    columns = min(_COLUMNS, -(-len(there) // rows)) or 1
+    texts = []
+    for k in there[: rows * columns]:
+        text = pages.ascii_label(pages.printable(used.names[k]))
+        short = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 3]}..."
+        texts.append((int(k), f"{k + 1}  {short}"))
+    return texts, columns, len(there) - len(texts)
+
+
 def add_key(fig: mpl_figure.Figure, used: Scale, name: str, room: Any) -> None:
     """A colour bar or a legend in the axes `room`.
 
@@ -244,7 +268,7 @@ def add_key(fig: mpl_figure.Figure, used: Scale, name: str, room: Any) -> None:
         fig: Figure that `room` is of.
         used: From `scale`.
         name: What is drawn, with the unit.
-        room: Axes that hold nothing else; for a bar they are it.
+        room: Axes that hold nothing else, as wide as `key_inches`.
     """
     text = pages.ascii_label(pages.printable(name))
     if used.bar is not None:
@@ -253,28 +277,28 @@ def add_key(fig: mpl_figure.Figure, used: Scale, name: str, room: Any) -> None:
         bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
         return
     room.axis("off")
-    there = np.unique(used.label[used.label >= 0]) if used.label is not None else []
+    entries, columns, more = _entries(used, fig.get_figheight())
     handles = [
         patches.Patch(
-            facecolor=used.colours[k],
-            edgecolor="#555555",
-            linewidth=0.5,
-            label=pages.ascii_label(pages.printable(f"{k + 1}  {used.names[k]}"))[:28],
+            facecolor=used.colours[k], edgecolor="#555555", linewidth=0.5, label=told
         )
-        for k in there[:_MOST_NAMES]
+        for k, told in entries
     ]
-    more = len(there) - len(handles)
-    room.legend(
+    legend = room.legend(
         handles=handles,
         loc="center left",
         bbox_to_anchor=(0, 0.5),
-        title="\n".join([text, *([f"and {more} more"] if more else [])]),
-        ncols=1 + (len(handles) - 1) // 30,
+        borderpad=0,
+        title=textwrap.fill(text, 18 * columns)
+        + (f"\nand {more} more" if more else ""),
+        ncols=columns,
+        columnspacing=1,
         fontsize=8,
         title_fontsize=9,
         handlelength=1.2,
         handleheight=1.0,
     )
+    legend.set_in_layout(False)  # it has its room
 
 
 def write_in(

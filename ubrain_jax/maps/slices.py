@@ -72,10 +72,11 @@ def figure(
     across, up, _ = np.transpose(list(_CUTS.values()))
     inch = 10 / _NUM / mm[across].max()
     heights = [*(mm[up] * inch), 2 * mm[up].max() * inch]
-    fig = mpl_figure.Figure((11, sum(heights) + 1.6), layout="constrained")
-    wide = 0.1 if used.bar is not None else 0.7
+    tall = sum(heights) + 1.6
+    key = shades.key_inches(used, tall)
+    fig = mpl_figure.Figure((10.4 + key, tall), layout="constrained")
     spec = fig.add_gridspec(
-        4, _NUM + 1, width_ratios=[1] * _NUM + [wide], height_ratios=heights
+        4, _NUM + 1, width_ratios=[10 / _NUM] * _NUM + [key], height_ratios=heights
     )
     for row, (kind, axes) in enumerate(_CUTS.items()):
         kind = kind if turned.known else f"along {'ijk'[axes[2]]}"
@@ -100,7 +101,8 @@ def figure(
         _outline(ax, turned, axes, np.arange(len(depth)), inside, list(inside))
         _name_ends(ax, turned, axes)
         ax.set_title(f"{kind}, projection", fontsize=8, pad=2)
-    shades.add_key(fig, used, name, fig.add_subplot(spec[:3, _NUM]))
+    rows = slice(0, 3 if used.bar is not None else 4)
+    shades.add_key(fig, used, name, fig.add_subplot(spec[rows, _NUM]))
     return fig, notes
 
 
