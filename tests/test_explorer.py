@@ -21,6 +21,13 @@ MARKUP = "<img src=x onerror=alert(1)></script><b>&"
 FRAME = (
     "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r())))"
 )
+# Where attention is drawn strongest, row by row.
+PEAKS = """[...document.querySelectorAll("[data-row=top] .over")].map((canvas) => {
+    const { data } = canvas.getContext("2d")
+        .getImageData(0, 0, canvas.width, canvas.height);
+    const opacity = data.filter((_, i) => i % 4 === 3);
+    return opacity.indexOf(Math.max(...opacity));
+})"""
 needs_browser = pytest.mark.skipif(
     not os.path.exists(browser.CHROMIUM), reason="needs chromium"
 )
@@ -299,7 +306,7 @@ def test_a_cluster_lights_up_in_every_subject(page, asked):
     group = asked.clusters[2]
     shown = page.all("[data-row=top] button", "dataset.picture")
     assert shown == [str(k) for k in group.top]
-    assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 6
+    assert page.do(PEAKS) == [int(a.argmax()) for a in group.top_attention]
     page.click("#overlay")
     assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 0
     table = page.all("#detail .scroll tbody tr")
@@ -367,8 +374,9 @@ def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
 
 @pytest.mark.slow
 @needs_browser
-def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked):
-    page.open()
+@pytest.mark.parametrize("azimuth", [0, 90, -90])
+def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked, azimuth):
+    page.open(fragment=f"view={azimuth},0,1")
     brain, mesh = asked.brains[1], asked.mesh
     sides = [v.astype(float) for v in mesh.vertices]
     sides[0][:, 0] -= sides[0][:, 0].max() + 3
@@ -377,11 +385,14 @@ def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked):
         "[...document.querySelectorAll('#brains canvas')].map("
         "c => [c.clientWidth, c.clientHeight])[1]"
     )
-    at, near = place(np.concatenate(sides), 0, 0, 1, width, height)
+    at, near = place(np.concatenate(sides), azimuth, 0, 1, width, height)
     row = (brain.position[:, 0] * len(sides[0]) + brain.position[:, 1]).astype(int)
-    for hemisphere, name in enumerate(("left", "right")):
+    seen = {0: ("left", "right"), 90: ("left",), -90: (None, "right")}[azimuth]
+    for hemisphere, name in enumerate(seen):
+        if not name:
+            continue
         own = np.where(brain.position[:, 0] == hemisphere, near[row], -np.inf)
-        v = int(np.argmax(own))  # the occipital pole is in front
+        v = int(np.argmax(own))  # seen from behind: the occipital pole
         page.click("#brains canvas", 1, at=at[row[v]] / [width, height])
         assert page.text("#detail h2") == f"Voxel {brain.voxel[v]}"
         facts = page.text("#detail .facts")
@@ -410,7 +421,7 @@ def test_a_voxel_shows_its_own_pictures_field_and_numbers(page, asked):
     assert abs(worst).max() <= 1.1 * step
     first = float(page.all("[data-row=top] .caption")[0].split()[0])
     assert first == pytest.approx(brain.predicted[order[0], v], abs=0.02)
-    assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 2
+    assert page.do(PEAKS) == [int(brain.top_attention[v, k].argmax()) for k in (0, 1)]
     text = page.text("#detail")
     assert f"{brain.x[v]:.2f} from the left, {brain.y[v]:.2f} from above" in text
     angle = round(float(np.degrees(brain.angle[v]))) % 360
