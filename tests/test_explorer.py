@@ -297,6 +297,9 @@ def page(tab, path):
 def test_a_cluster_lights_up_in_every_subject(page, asked):
     page.open()
     before = page.drawn()
+    cluster = np.concatenate([b.cluster for b in asked.brains])
+    sizes = [f"{(cluster == k).sum():,}" for k in range(5)]
+    assert page.all("#list-cluster .size") == sizes
     page.click("#list-cluster [role=option]", 2)
     counts = [int((b.cluster == 2).sum()) for b in asked.brains]
     assert page.all(".said") == [f"{n} of 900 picked" for n in counts]
@@ -370,6 +373,21 @@ def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
     said = ", ".join(f"{x:g}" for x in brain.position[v])
     assert f"R, A, S: {said}" in page.text("#detail .facts")
     page.check()
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("azimuth", [0, 180])
+def test_of_two_voxels_in_a_line_the_nearer_is_picked(tab, tmp_path, azimuth):
+    asked = explorations.make(["a"])
+    position = np.array([[0, -9, 0], [0, 9, 0], [20, 0, 20], [-20, 0, -20]], np.float32)
+    few = asked.brains[0].take(np.arange(4))._replace(position=position)
+    explorer.write(tmp_path / "x.html", asked._replace(brains=[few]))
+    page = Page(tab, tmp_path / "x.html").open(fragment=f"view={azimuth},0,1")
+    page.click("#brains canvas")
+    assert page.text("#detail h2") == f"Voxel {few.voxel[azimuth // 180]}"
+    page.click("#brains canvas", at=(0.25, 0.5))
+    assert page.text("#status") == "No voxel of a there."
 
 
 @pytest.mark.slow
