@@ -592,6 +592,18 @@ def test_an_address_brings_back_what_was_seen(page, asked):
 
 @pytest.mark.slow
 @needs_browser
+def test_many_warnings_are_folded_but_all_there(tab, tmp_path):
+    said = [f"warning {k}" for k in range(9)]
+    explorer.write(tmp_path / "x.html", explorations.make()._replace(warnings=said))
+    page = Page(tab, tmp_path / "x.html").open()
+    assert page.text("#warnings") == "warning 0 warning 1 warning 2 6 more"
+    page.click("#warnings summary")
+    assert page.all("#warnings li") == said
+    page.check()
+
+
+@pytest.mark.slow
+@needs_browser
 def test_a_search_leaves_what_it_finds(page):
     page.open()
     page.click("#find-cluster")
@@ -621,6 +633,10 @@ def test_a_crowd_about_which_little_is_known_is_shown_too(tab, tmp_path):
     page.click("#brains canvas", 0)
     assert "cluster none" in page.text("#detail .facts")
     assert page.text("#detail").count("unknown") == 7
+    rows = [
+        page.all(f"[data-row={r}] button", "dataset.picture") for r in ("top", "bottom")
+    ]
+    assert len(set(rows[0]) | set(rows[1])) == len(rows[0]) + len(rows[1]) == 12
     page.click("#strip [role=option]", 0)
     page.click("#tab-region")
     assert page.text("#panel-region") == "Search There are none."
