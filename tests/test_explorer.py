@@ -454,6 +454,27 @@ def test_a_voxel_shows_its_own_pictures_field_and_numbers(page, asked):
 
 @pytest.mark.slow
 @needs_browser
+def test_a_field_is_circled_alike_in_any_unit(tab, tmp_path):
+    """8.4 degrees wide: the same circle, and the numbers in degrees."""
+    asked = explorations.make(["a"])
+    brain = asked.brains[0]
+    brain = brain._replace(size=brain.size * 8.4, eccentricity=brain.eccentricity * 8.4)
+    degrees = asked._replace(brains=[brain], size_unit="degrees", picture_size=8.4)
+    drawn, said = [], []
+    for name, one in (("a", asked), ("b", degrees)):
+        explorer.write(tmp_path / f"{name}.html", one)
+        page = Page(tab, tmp_path / f"{name}.html").open(fragment="voxel=0.30")
+        drawn += page.all("#detail canvas.field", "toDataURL()")
+        said.append(page.text("#detail"))
+    assert drawn[0] == drawn[1]
+    assert f"{asked.brains[0].size[10]:.2f} picture widths" in said[0]
+    assert f"{brain.size[10]:.2f} degrees" in said[1]
+    with pytest.raises(errors.InputError, match="picture_size 0"):
+        explorer.write(tmp_path / "c.html", asked._replace(picture_size=0))
+
+
+@pytest.mark.slow
+@needs_browser
 def test_a_picture_colours_every_brain_by_its_prediction(page, asked):
     page.open()
     before = page.drawn()

@@ -171,7 +171,7 @@ function voxelDetail() {
     pictureRow("Weakest predicted", "", last, z, () => null, "bottom"),
     fieldOf ? [el("h3", null, "Receptive field"),
       fieldView(fieldOf.data, fieldOf.start, fieldOf.shape,
-        { x: tile.maps.x[v], y: tile.maps.y[v], size: tile.maps.size[v] },
+        { x: tile.maps.x[v], y: tile.maps.y[v], size: tile.maps.size[v] / T.width },
         `Receptive field of voxel ${tile.voxel[v]} of ${tile.name}`),
       el("p", { class: "small" }, "Mean attention over pictures; the cross is the middle "
         + "of the picture, the dashed circle the fitted centre and size."),
