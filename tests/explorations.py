@@ -78,7 +78,8 @@ def brain(
     ).reshape(num, num_rois)
     top = None
     if num_top:
-        top = np.stack([fields(rng, x, y, size) for _ in range(num_top)], 1)
+        places = rng.uniform(0.1, 0.9, (num_top, 2, num))
+        top = np.stack([fields(rng, *place, size) for place in places], 1)
     score = rng.uniform(-0.1, 0.9, num)
     score[::17] = np.nan
     return explorer.Brain(

@@ -21,6 +21,13 @@ MARKUP = "<img src=x onerror=alert(1)></script><b>&"
 FRAME = (
     "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r())))"
 )
+# Where attention is drawn strongest, row by row.
+PEAKS = """[...document.querySelectorAll("[data-row=top] .over")].map((canvas) => {
+    const { data } = canvas.getContext("2d")
+        .getImageData(0, 0, canvas.width, canvas.height);
+    const opacity = data.filter((_, i) => i % 4 === 3);
+    return opacity.indexOf(Math.max(...opacity));
+})"""
 needs_browser = pytest.mark.skipif(
     not os.path.exists(browser.CHROMIUM), reason="needs chromium"
 )
@@ -290,6 +297,9 @@ def page(tab, path):
 def test_a_cluster_lights_up_in_every_subject(page, asked):
     page.open()
     before = page.drawn()
+    cluster = np.concatenate([b.cluster for b in asked.brains])
+    sizes = [f"{(cluster == k).sum():,}" for k in range(5)]
+    assert page.all("#list-cluster .size") == sizes
     page.click("#list-cluster [role=option]", 2)
     counts = [int((b.cluster == 2).sum()) for b in asked.brains]
     assert page.all(".said") == [f"{n} of 900 picked" for n in counts]
@@ -299,7 +309,7 @@ def test_a_cluster_lights_up_in_every_subject(page, asked):
     group = asked.clusters[2]
     shown = page.all("[data-row=top] button", "dataset.picture")
     assert shown == [str(k) for k in group.top]
-    assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 6
+    assert page.do(PEAKS) == [int(a.argmax()) for a in group.top_attention]
     page.click("#overlay")
     assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 0
     table = page.all("#detail .scroll tbody tr")
@@ -367,8 +377,24 @@ def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
 
 @pytest.mark.slow
 @needs_browser
-def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked):
-    page.open()
+@pytest.mark.parametrize("azimuth", [0, 180])
+def test_of_two_voxels_in_a_line_the_nearer_is_picked(tab, tmp_path, azimuth):
+    asked = explorations.make(["a"])
+    position = np.array([[0, -9, 0], [0, 9, 0], [20, 0, 20], [-20, 0, -20]], np.float32)
+    few = asked.brains[0].take(np.arange(4))._replace(position=position)
+    explorer.write(tmp_path / "x.html", asked._replace(brains=[few]))
+    page = Page(tab, tmp_path / "x.html").open(fragment=f"view={azimuth},0,1")
+    page.click("#brains canvas")
+    assert page.text("#detail h2") == f"Voxel {few.voxel[azimuth // 180]}"
+    page.click("#brains canvas", at=(0.25, 0.5))
+    assert page.text("#status") == "No voxel of a there."
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("azimuth", [0, 90, -90])
+def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked, azimuth):
+    page.open(fragment=f"view={azimuth},0,1")
     brain, mesh = asked.brains[1], asked.mesh
     sides = [v.astype(float) for v in mesh.vertices]
     sides[0][:, 0] -= sides[0][:, 0].max() + 3
@@ -377,11 +403,14 @@ def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked):
         "[...document.querySelectorAll('#brains canvas')].map("
         "c => [c.clientWidth, c.clientHeight])[1]"
     )
-    at, near = place(np.concatenate(sides), 0, 0, 1, width, height)
+    at, near = place(np.concatenate(sides), azimuth, 0, 1, width, height)
     row = (brain.position[:, 0] * len(sides[0]) + brain.position[:, 1]).astype(int)
-    for hemisphere, name in enumerate(("left", "right")):
+    seen = {0: ("left", "right"), 90: ("left",), -90: (None, "right")}[azimuth]
+    for hemisphere, name in enumerate(seen):
+        if not name:
+            continue
         own = np.where(brain.position[:, 0] == hemisphere, near[row], -np.inf)
-        v = int(np.argmax(own))  # the occipital pole is in front
+        v = int(np.argmax(own))  # seen from behind: the occipital pole
         page.click("#brains canvas", 1, at=at[row[v]] / [width, height])
         assert page.text("#detail h2") == f"Voxel {brain.voxel[v]}"
         facts = page.text("#detail .facts")
@@ -410,7 +439,7 @@ def test_a_voxel_shows_its_own_pictures_field_and_numbers(page, asked):
     assert abs(worst).max() <= 1.1 * step
     first = float(page.all("[data-row=top] .caption")[0].split()[0])
     assert first == pytest.approx(brain.predicted[order[0], v], abs=0.02)
-    assert page.do("document.querySelectorAll('[data-row=top] canvas').length") == 2
+    assert page.do(PEAKS) == [int(brain.top_attention[v, k].argmax()) for k in (0, 1)]
     text = page.text("#detail")
     assert f"{brain.x[v]:.2f} from the left, {brain.y[v]:.2f} from above" in text
     angle = round(float(np.degrees(brain.angle[v]))) % 360
@@ -421,6 +450,27 @@ def test_a_voxel_shows_its_own_pictures_field_and_numbers(page, asked):
     said = page.text("#voxel-said")
     assert "Voxel 301 is not among the 900 shown; the nearest number is 300" in said
     page.check()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_field_is_circled_alike_in_any_unit(tab, tmp_path):
+    """8.4 degrees wide: the same circle, and the numbers in degrees."""
+    asked = explorations.make(["a"])
+    brain = asked.brains[0]
+    brain = brain._replace(size=brain.size * 8.4, eccentricity=brain.eccentricity * 8.4)
+    degrees = asked._replace(brains=[brain], size_unit="degrees", picture_size=8.4)
+    drawn, said = [], []
+    for name, one in (("a", asked), ("b", degrees)):
+        explorer.write(tmp_path / f"{name}.html", one)
+        page = Page(tab, tmp_path / f"{name}.html").open(fragment="voxel=0.30")
+        drawn += page.all("#detail canvas.field", "toDataURL()")
+        said.append(page.text("#detail"))
+    assert drawn[0] == drawn[1]
+    assert f"{asked.brains[0].size[10]:.2f} picture widths" in said[0]
+    assert f"{brain.size[10]:.2f} degrees" in said[1]
+    with pytest.raises(errors.InputError, match="picture_size 0"):
+        explorer.write(tmp_path / "c.html", asked._replace(picture_size=0))
 
 
 @pytest.mark.slow
@@ -563,6 +613,18 @@ def test_an_address_brings_back_what_was_seen(page, asked):
 
 @pytest.mark.slow
 @needs_browser
+def test_many_warnings_are_folded_but_all_there(tab, tmp_path):
+    said = [f"warning {k}" for k in range(9)]
+    explorer.write(tmp_path / "x.html", explorations.make()._replace(warnings=said))
+    page = Page(tab, tmp_path / "x.html").open()
+    assert page.text("#warnings") == "warning 0 warning 1 warning 2 6 more"
+    page.click("#warnings summary")
+    assert page.all("#warnings li") == said
+    page.check()
+
+
+@pytest.mark.slow
+@needs_browser
 def test_a_search_leaves_what_it_finds(page):
     page.open()
     page.click("#find-cluster")
@@ -592,6 +654,10 @@ def test_a_crowd_about_which_little_is_known_is_shown_too(tab, tmp_path):
     page.click("#brains canvas", 0)
     assert "cluster none" in page.text("#detail .facts")
     assert page.text("#detail").count("unknown") == 7
+    rows = [
+        page.all(f"[data-row={r}] button", "dataset.picture") for r in ("top", "bottom")
+    ]
+    assert len(set(rows[0]) | set(rows[1])) == len(rows[0]) + len(rows[1]) == 12
     page.click("#strip [role=option]", 0)
     page.click("#tab-region")
     assert page.text("#panel-region") == "Search There are none."

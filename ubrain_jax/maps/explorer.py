@@ -158,6 +158,7 @@ class Exploration(NamedTuple):
         provenance: (label, text) rows.
         score_name: What `Brain.score` is.
         size_unit: Of sizes and eccentricities.
+        picture_size: Width of a picture in that unit, 1 if it is the unit itself.
     """
 
     title: str
@@ -173,6 +174,7 @@ class Exploration(NamedTuple):
     provenance: Sequence[tuple[str, str]] = ()
     score_name: str = "score"
     size_unit: str = "picture widths"
+    picture_size: float = 1.0
 
 
 def fsaverage5() -> Mesh:
@@ -350,6 +352,8 @@ def _check(path: Any, exploration: Exploration) -> None:
         for picture in (*group.top, *group.top_measured, *group.bottom):
             if not 0 <= picture < num_pictures:
                 wrong.append(f"{group.name}: picture {picture} of {num_pictures}")
+    if not 0 < exploration.picture_size < np.inf:
+        wrong.append(f"picture_size {exploration.picture_size}")
     if not exploration.brains:
         wrong.append("no brain")
     if wrong:
@@ -411,6 +415,7 @@ def _texts(shown: Exploration, notes: Sequence[str], px: int) -> dict[str, Any]:
         "notes": list(notes),
         "score": str(shown.score_name),
         "unit": str(shown.size_unit),
+        "width": float(shown.picture_size),
         "provenance": _pairs(shown.provenance),
         "pictures": [_jpeg(p, px) for p in shown.pictures],
         "ids": [str(i) for i in shown.picture_ids],

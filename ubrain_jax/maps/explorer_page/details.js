@@ -137,6 +137,9 @@ function voxelDetail() {
   const tile = tiles[state.brain], v = state.index;
   const order = T.ids.map((_, k) => k).sort((a, b) =>
     responseTo(tile, v, b) - responseTo(tile, v, a) || a - b);
+  // No picture among the strongest and the weakest.
+  const few = order.slice(0, Math.min(NUM_SHOWN, Math.ceil(order.length / 2)));
+  const last = order.slice(Math.max(few.length, order.length - NUM_SHOWN)).reverse();
   const own = tile.attention;
   const fieldOf = tile.field && slice(tile.field, v);
   const overlayOf = (rank) => {
@@ -164,11 +167,11 @@ function voxelDetail() {
     overlayBox(),
     pictureRow("Strongest predicted",
       own ? "with its attention on each" : "Attention on single pictures is not in this "
-        + "page; drawn is the mean over all pictures.", order, z, overlayOf, "top"),
-    pictureRow("Weakest predicted", "", order.slice().reverse(), z, () => null, "bottom"),
+        + "page; drawn is the mean over all pictures.", few, z, overlayOf, "top"),
+    pictureRow("Weakest predicted", "", last, z, () => null, "bottom"),
     fieldOf ? [el("h3", null, "Receptive field"),
       fieldView(fieldOf.data, fieldOf.start, fieldOf.shape,
-        { x: tile.maps.x[v], y: tile.maps.y[v], size: tile.maps.size[v] },
+        { x: tile.maps.x[v], y: tile.maps.y[v], size: tile.maps.size[v] / T.width },
         `Receptive field of voxel ${tile.voxel[v]} of ${tile.name}`),
       el("p", { class: "small" }, "Mean attention over pictures; the cross is the middle "
         + "of the picture, the dashed circle the fitted centre and size."),

@@ -20,11 +20,21 @@ function showView() {
   select.value = [...select.options].some((o) => o.value === at) ? at : "";
 }
 
+// One box; many would push the brains out of sight, so later ones are folded.
+function warningBox(texts) {
+  const items = (some) => el("ul", null, some.map((text) => el("li", null, text)));
+  if (texts.length === 1) return el("p", { class: "warning" }, texts[0]);
+  const rest = texts.slice(NUM_OPEN);
+  return el("div", { class: "warning" }, items(texts.slice(0, NUM_OPEN)),
+    rest.length ? el("details", null, el("summary", null, `${count(rest.length)} more`),
+      items(rest)) : null);
+}
+
 function build() {
   document.title = T.title;
   byId("title").textContent = T.title;
   byId("lead").textContent = T.lead;
-  byId("warnings").append(...T.warnings.map((w) => el("p", { class: "warning" }, w)));
+  if (T.warnings.length) byId("warnings").append(warningBox(T.warnings));
   byId("notes").append(
     T.notes.length ? el("ul", null, T.notes.map((note) => el("li", null, note)))
       : el("p", null, "All that was given is shown; nothing was left out."),

@@ -41,7 +41,7 @@ function heat(data, start, shape, opaque) {
   return small;
 }
 
-// A field of view with a cross in its middle; `marks` are {x, y, size} fractions.
+// A field of view with a cross in its middle; `mark` is {x, y, size}, fractions.
 function fieldView(data, start, shape, mark, label) {
   const px = 168;
   const canvas = el("canvas", { width: px, height: px, class: "field", role: "img",

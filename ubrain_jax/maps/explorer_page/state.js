@@ -8,6 +8,7 @@ const MODES = [
 ];
 const KINDS_OF_PICK = ["cluster", "region", "voxel"];
 const NUM_SHOWN = 8; // pictures in a row of the details
+const NUM_OPEN = 3; // warnings that are not folded
 const ROOM = 4; // CSS pixels: below, an outline would hide the colour it is around
 const root = document.documentElement;
 const T = JSON.parse(take("texts"));
