@@ -572,8 +572,8 @@ class UniversalEncoder:
                 to search.
 
         Example:
-            >>> enc = UniversalEncoder.load("runs/nsd8")      # doctest: +SKIP
-            >>> enc.similar("nsd-subj01", roi="PPA", n=5)     # doctest: +SKIP
+            >>> enc = UniversalEncoder.load("runs/nsd8")  # doctest: +SKIP
+            >>> enc.similar("nsd-subj01", roi="PPA", n=5)  # doctest: +SKIP
         """
         if sum(x is not None for x in (voxel, roi, position)) != 1:
             raise errors.ConfigError(

@@ -249,19 +249,21 @@ def _draw(
         )
         fig.colorbar(drawn, ax=ax, shrink=0.7, extend="both")
         return
-    for k, name in enumerate(panel.names):
-        at = values == k
-        ax.scatter(
-            *xy[at].T,
-            s=size,
-            c=charts.COLOURS[k % _IN_LEGEND],
-            # The second round of colours is told from the first by its marker.
-            marker=_MARKERS[(k if len(panel.names) <= _IN_LEGEND else k // 6) % 6],
-            label=pages.ascii_label(name),
-            linewidths=0,
-            rasterized=True,
-        )
-    if len(panel.names) <= _IN_LEGEND:
+    few = len(panel.names) <= _IN_LEGEND
+    # In turns, so that no category covers all others.
+    for turn, some in enumerate(np.array_split(np.arange(len(order)), 8)):
+        for k, name in enumerate(panel.names):
+            ax.scatter(
+                *xy[some][values[some] == k].T,
+                s=size,
+                c=charts.COLOURS[k % _IN_LEGEND],
+                # The second round of colours is told from the first by its marker.
+                marker=_MARKERS[(k if few else k // _IN_LEGEND) % len(_MARKERS)],
+                label=None if turn else pages.ascii_label(name),
+                linewidths=0,
+                rasterized=True,
+            )
+    if few:
         ax.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.08),
