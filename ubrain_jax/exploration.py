@@ -5,6 +5,7 @@ the pictures that voxels and groups want most. Clusters are found over all subje
 together. `exploration_files` writes what is found here.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class Settings(NamedTuple):
         within: Regions to split, and into how many sub-clusters each.
         top: Pictures shown at each end.
         degrees: Side of the pictures in degrees of visual angle; NaN: not known.
+        umap: Whether the embedding is laid out by UMAP too; needs the extra `viz`.
         seed: Of all that is random.
     """
 
@@ -56,6 +58,7 @@ class Settings(NamedTuple):
     within: Mapping[str, int] = {}
     top: int = 8
     degrees: float = np.nan
+    umap: bool = False
     seed: int = 0
 
 
@@ -274,6 +277,14 @@ def check(encoder: universal.UniversalEncoder, settings: Settings) -> None:
             raise errors.ConfigError(
                 name, "", f"{count} clusters", "2 or more", "Ask for more."
             )
+    if settings.umap and importlib.util.find_spec("umap") is None:
+        raise errors.ConfigError(
+            "umap",
+            "",
+            "umap-learn is not installed",
+            "the extra viz",
+            "pip install 'ubrain_jax[viz]', or leave it out.",
+        )
     if settings.top < 1:
         raise errors.ConfigError(
             "top", "", f"{settings.top} pictures", "1 or more", "Ask for more."

@@ -283,7 +283,7 @@ def _figures(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
             notes += [f"{subject.name}: {line}" for line in said]
         except errors.InputError as error:
             notes.append(f"{subject.name} is in no picture of a brain: {error}")
-    notes += _embedding_figure(folder / "embedding", found)
+    _embedding_figure(folder / "embedding", found)
     _draw_wants(folder / "wants.png", found, found.of_clusters, "cluster")
     for part in found.within:
         path = folder / f"within_{file_name(part.roi)}.png"
@@ -292,9 +292,9 @@ def _figures(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
     return notes
 
 
-def _embedding_figure(stem: pathlib.Path, found: exploration.Exploration) -> list[str]:
-    """The map of all embeddings, by PCA, and by UMAP where it is installed."""
-    voxels, notes = found.voxels, []
+def _embedding_figure(stem: pathlib.Path, found: exploration.Exploration) -> None:
+    """The map of all embeddings, by PCA and, where asked for, by UMAP."""
+    voxels, settings = found.voxels, found.settings
     extra = {}
     for key in ("eccentricity", "level"):
         parts = [maps_of(one)[key] for one in found.brains]
@@ -310,14 +310,9 @@ def _embedding_figure(stem: pathlib.Path, found: exploration.Exploration) -> lis
         f"{len(voxels.subject):,} voxels of {len(voxels.names)} subjects; each point "
         "is a voxel at its embedding, scaled to length 1."
     )
-    for method in flat.METHODS:
-        try:
-            laid = flat.map2d(voxels, method=method, seed=found.settings.seed)
-        except errors.ConfigError as error:
-            notes.append(f"no map of the embedding by {method}: {error}")
-            continue
+    for method in ("pca", "umap") if settings.umap else ("pca",):
+        laid = flat.map2d(voxels, method=method, seed=settings.seed)
         flat.draw(stem.with_name(f"{stem.name}_{method}"), laid, panels, caption)
-    return notes
 
 
 def _draw_wants(

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
         within=parse_within(values.within),
         top=values.top,
         degrees=np.nan if values.degrees is None else values.degrees,
+        umap=values.umap,
         seed=values.seed,
     )
     exploration.check(encoder, settings)
@@ -228,6 +229,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "degrees", None, "Side of the pictures in degrees of visual angle (NSD: 8.4)."
     )
+    flags.DEFINE_bool("umap", False, "Lay the embedding out by UMAP too (extra viz).")
     flags.DEFINE_integer("seed", 0, "Of all that is random.")
     flags.DEFINE_float("max_mb", 25.0, "Size of the page, in megabytes, at most.")
     flags.DEFINE_bool("overwrite", False, "Replace an exploration that is there.")
