@@ -330,11 +330,10 @@ def _cluster(
         "method": settings.method,
         "seed": settings.seed,
     }
-    choice = None
     if settings.k is None:
         choice = cluster_choice.choose_k(voxels, **how)
-    k = settings.k if choice is None else choice.k
-    return clusters.fit(voxels, k, **how), choice
+        return clusters.fit(voxels, choice.k, **how), choice
+    return clusters.fit(voxels, settings.k, **how), None
 
 
 def _across(

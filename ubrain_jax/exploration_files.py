@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import xarray
+from sklearn import decomposition
 
 import ubrain_jax
 from ubrain_jax import crowd, errors, exploration, whole
@@ -35,9 +36,11 @@ from ubrain_jax.maps import (
     shades,
     wanted,
 )
+from ubrain_jax.model import bundle
 
 # Lines of a table on the page; the whole ones are in the .csv files.
 MOST_ROWS = 15
+MOST_OUTLINES = 12
 FORMAT = "ubrain-exploration"
 VERSION = 1
 
@@ -270,6 +273,7 @@ def _figures(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
                 name="cluster",
                 kind="labels",
                 labels=labels,
+                outlines=_outlines(subject),
             )
             for key, (words, values, kind) in maps_of(one).items():
                 if np.isfinite(values).any():
@@ -290,6 +294,13 @@ def _figures(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
         _draw_wants(path, found, part.wants, f"sub-cluster of {part.roi}")
         _draw_contrast(path.with_stem(f"{path.stem}_contrast"), found, part)
     return notes
+
+
+def _outlines(subject: bundle.Subject) -> list[str]:
+    """The largest regions of a subject: more lines than these hide the colours."""
+    size = subject.roi.sum(0)
+    order = np.argsort(-size, kind="stable")[:MOST_OUTLINES]
+    return [subject.roi_names[k] for k in order if size[k]]
 
 
 def _embedding_figure(stem: pathlib.Path, found: exploration.Exploration) -> None:
@@ -328,10 +339,10 @@ def _draw_wants(
     heads.append(f"weakest {top}, predicted")
     rows = []
     for group, name in enumerate(some.names):
-        blocks = [wants.top(some.predicted.mean[:, group], top)]
+        blocks = [wants.top(some.predicted.mean[:, group], top).tolist()]
         if some.measured is not None:
-            blocks.append(wants.top(some.measured.mean[:, group], top))
-        blocks.append(wants.bottom(some.predicted.mean[:, group], top))
+            blocks.append(wants.top(some.measured.mean[:, group], top).tolist())
+        blocks.append(wants.bottom(some.predicted.mean[:, group], top).tolist())
         rows.append(wanted.Row(name, blocks))
     caption = (
         f"Of {len(found.pictures.ids)} pictures those to which each {kind} responds "
@@ -346,7 +357,7 @@ def _draw_contrast(
     """Pictures that tell each sub-cluster from the first."""
     some, top, rows = part.wants, found.settings.top, []
     for other in range(1, len(some.names)):
-        order = wants.contrast(some.predicted, 0, other).order
+        order = wants.contrast(some.predicted, 0, other).order.tolist()
         name = f"{some.names[0]} - {some.names[other]}"
         rows.append(wanted.Row(name, [order[:top], order[::-1][:top]]))
     caption = (
@@ -458,10 +469,9 @@ def _brain(
 def _by_embedding(embedding: np.ndarray) -> np.ndarray:
     """(V, 3) the first two principal components of unit embeddings, 100 wide, and 0."""
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-30)
-    _, _, axes = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    at = (unit - unit.mean(0)) @ axes[:2].T
+    at = decomposition.PCA(2, random_state=0).fit_transform(unit)
     at = 100 * at / max(float(np.ptp(at)), 1e-30)
-    return np.concatenate([at, np.zeros((len(at), 3 - at.shape[1]))], 1)
+    return np.pad(at, ((0, 0), (0, 1)))
 
 
 def _group(
