@@ -415,6 +415,7 @@ def page_of(
         _group(some, 0, top, "region", *_about_region(found, number))
         for number, some in enumerate(found.of_regions)
     ]
+    in_degrees = bool(np.isfinite(found.settings.degrees))
     on_surface = any(b.kind == "surface" for b in brains)
     return explorer.Exploration(
         title="Explorer of a brain encoder",
@@ -429,9 +430,8 @@ def page_of(
         mesh=explorer.fsaverage5() if on_surface else None,
         provenance=about["provenance"],
         score_name=found.voxels.score_name or "score (not known)",
-        size_unit="degrees"
-        if np.isfinite(found.settings.degrees)
-        else "picture widths",
+        size_unit="degrees" if in_degrees else "picture widths",
+        picture_size=found.settings.degrees if in_degrees else 1.0,
     )
 
 
@@ -442,11 +442,14 @@ def _brain(
     rows, subject = one.looked_at, one.subject
     region = np.zeros((len(rows), len(roi_names)), bool)
     region[:, [roi_names.index(n) for n in subject.roi_names]] = subject.roi[rows]
-    columns = {key: values[rows] for key, (_, values, _) in maps_of(one).items()}
-    columns["angle"] = one.field.angle[rows]
+    maps = {key: values for key, (_, values, _) in maps_of(one).items()}
+    maps["angle"] = one.field.angle  # radians there
+    columns = {key: values[rows].astype(np.float32) for key, values in maps.items()}
     space, kind, position = str(subject.attrs.get("space")), where.kind, where.position
+    axes = where.axes
     if kind == "none":  # nothing to lay them on but what they do
         kind, position = "volume", _by_embedding(subject.embedding)
+        axes = ("PC 1", "PC 2", "-")
         space = "no place known: laid out by embedding"
     return explorer.Brain(
         name=subject.name,
@@ -462,7 +465,8 @@ def _brain(
         y=one.field.y[rows].astype(np.float32),
         predicted=one.predicted[:, rows],
         top_attention=one.top_attention,
-        **{key: values.astype(np.float32) for key, values in columns.items()},
+        axes=axes,
+        **columns,
     )
 
 

@@ -22,12 +22,14 @@ class Places(NamedTuple):
             not known; NaN for "none".
         shown: (V,) bool: those that have a place to be drawn at.
         note: What a reader must know; "" if nothing.
+        axes: Where the three numbers grow: right, anterior, superior, or voxel axes.
     """
 
     kind: str
     position: np.ndarray
     shown: np.ndarray
     note: str
+    axes: tuple[str, str, str] = ("R", "A", "S")
 
 
 def of_subject(subject: bundle.Subject) -> Places:
@@ -51,7 +53,8 @@ def of_subject(subject: bundle.Subject) -> Places:
             position[:] = subject.position
             if where.affine is None:
                 note = "millimetres are not known; drawn by the numbers of its voxels"
-                return Places("volume", position, nowhere.shown, note)
+                axes = ("i", "j", "k")
+                return Places("volume", position, nowhere.shown, note, axes)
             position[:] = subject.position @ where.affine[:3, :3].T
             position += where.affine[:3, 3].astype(np.float32)
             return Places("volume", position, nowhere.shown, "")
