@@ -126,11 +126,13 @@ def open_pictures(
         return shown.of_images(images, px, num_pictures)
     if not stores:
         stores = stores_of_run(path)
-        if not stores:
+        gone = [store for store in stores if not pathlib.Path(store).is_dir()]
+        if gone or not stores:
+            found = f"{', '.join(gone)} of the run is not there" if gone else "no run"
             raise errors.MissingInputError(
                 "--crowd or --images",
                 "",
-                "not given, and no stores of a run were found",
+                f"not given, and {found}",
                 "stores with test pictures, or a folder of pictures",
                 "Pass one of them.",
             )
@@ -139,13 +141,12 @@ def open_pictures(
 
 
 def stores_of_run(path: str) -> list[str]:
-    """Stores that a workdir was trained on and that are still there."""
+    """Stores that a workdir was trained on, as its settings name them."""
     try:
         told = json.loads((pathlib.Path(path) / "config.json").read_text("utf-8"))
-        found = [str(p) for p in told["data"]["crowd"]]
+        return [str(p) for p in told["data"]["crowd"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return found if all(pathlib.Path(p).is_dir() for p in found) else []
 
 
 def earlier(folder: str, encoder_sha256: str, of: str) -> clusters.Clusters | None:
