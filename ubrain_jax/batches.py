@@ -121,24 +121,25 @@ def draw_voxels(
     ]
     per_stripe = count // stripes
     voxel = np.full((stripes, per_stripe), -1, np.int64)
-    for stripe in range(stripes):
-        # Of each subject: the first voxel in this stripe, and how many are.
-        first = [(stripe - s.offset) % stripes for s in seen]
-        sizes = [
-            max(0, -(-(s.num_voxels - f) // stripes))
-            for s, f in zip(seen, first, strict=True)
-        ]
-        ends = np.cumsum(sizes)
+    offset = np.asarray([s.offset for s in seen])
+    num_voxels = np.asarray([s.num_voxels for s in seen])
+    # Of each stripe and subject: the first voxel, and how many there are.
+    first = (np.arange(stripes)[:, None] - offset) % stripes
+    sizes = np.maximum(0, -((first - num_voxels) // stripes))
+    ends = np.cumsum(sizes, axis=1)
+    # What turns a place in a stripe's pool into a voxel.
+    starts = offset + first - (ends - sizes) * stripes
+    for stripe, pool in enumerate(ends[:, -1].tolist()):
         if replacement:
-            chosen = rng.integers(ends[-1], size=per_stripe if ends[-1] else 0)
+            chosen = rng.integers(pool, size=per_stripe if pool else 0)
         else:
             chosen = rng.choice(
-                ends[-1], min(per_stripe, ends[-1]), replace=False, shuffle=False
+                pool, min(per_stripe, pool), replace=False, shuffle=False
             )
-        who = np.searchsorted(ends, chosen, side="right")
-        inside = chosen - (ends - sizes)[who]
-        starts = np.asarray([s.offset + f for s, f in zip(seen, first, strict=True)])
-        voxel[stripe, : len(chosen)] = starts[who] + inside * stripes
+        start = starts[stripe, 0]
+        if len(seen) > 1:
+            start = starts[stripe, np.searchsorted(ends[stripe], chosen, side="right")]
+        voxel[stripe, : len(chosen)] = start + chosen * stripes
     return Draw(picture, voxel)
 
 
@@ -193,16 +194,19 @@ def gather(
     response = np.zeros(voxel.shape, np.float32)
     for k, subject in enumerate(stores.subjects):
         sample = pools.sample[k, picture]
-        inside = voxel - subject.offset
-        drawn = (inside >= 0) & (inside < subject.num_voxels)
-        saw = np.flatnonzero((sample >= 0) & drawn.any((1, 2)))
-        if not len(saw):
+        saw = np.flatnonzero(sample >= 0)
+        inside = voxel[saw] - subject.offset  # padding is below 0
+        mine = (inside >= 0) & (inside < subject.num_voxels)
+        drawn = mine.any((1, 2))
+        if not drawn.any():
             continue
-        rows = crowd.read_responses(subject, sample[saw])  # (saw, V)
-        inside = voxel[saw] - subject.offset
-        mine = (inside >= 0) & (inside < subject.num_voxels)  # padding is below 0
+        rows = crowd.read_responses(subject, sample[saw[drawn]])  # (drawn, V)
+        if mine.all():  # no other subject saw these pictures
+            response[saw] = rows[np.arange(len(rows))[:, None, None], inside]
+            continue
         image, stripe, slot = np.nonzero(mine)
-        response[saw[image], stripe, slot] = rows[image, inside[mine]]
+        of = np.cumsum(drawn) - 1  # rows of those drawn
+        response[saw[image], stripe, slot] = rows[of[image], inside[mine]]
     return Batch(
         image=moved(crowd.read_pictures(stores, seen), shift),
         voxel=np.where(weight, voxel // stripes, 0).astype(np.int32),
