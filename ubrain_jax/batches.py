@@ -167,7 +167,7 @@ def moved(pictures: np.ndarray, shift: np.ndarray) -> np.ndarray:
 def gather(
     stores: crowd.Crowd,
     pools: Pools,
-    draws: Draw,
+    drawn: Draw,
     stripes: int,
     share: sharding.Share | None = None,
 ) -> Batch:
@@ -176,16 +176,16 @@ def gather(
     Args:
         stores: The crowd.
         pools: From `find_pools`.
-        draws: Stacked: picture (B,), voxel (B, S, n), shift (B, 2).
+        drawn: Stacked: picture (B,), voxel (B, S, n), shift (B, 2).
         stripes: S.
         share: Of this process; None: all. Stores keep all voxels of a sample in one
             chunk, so a share of the stripes still reads whole samples.
     """
-    picture, voxel = np.asarray(draws.picture), np.asarray(draws.voxel)
+    picture, voxel = np.asarray(drawn.picture), np.asarray(drawn.voxel)
     if voxel.max(initial=0) >= stores.num_voxels:
         raise IndexError(f"voxel {voxel.max()} of a table of {stores.num_voxels}")
     whole, seen = picture, picture
-    shift = np.broadcast_to(draws.shift, (len(whole), 2))
+    shift = np.broadcast_to(drawn.shift, (len(whole), 2))
     if share is not None:
         voxel = voxel[share.rows, share.stripes]
         picture, seen = whole[share.rows], whole[share.images]
@@ -197,15 +197,15 @@ def gather(
         saw = np.flatnonzero(sample >= 0)
         inside = voxel[saw] - subject.offset  # padding is below 0
         mine = (inside >= 0) & (inside < subject.num_voxels)
-        drawn = mine.any((1, 2))
-        if not drawn.any():
+        needed = mine.any((1, 2))
+        if not needed.any():
             continue
-        rows = crowd.read_responses(subject, sample[saw[drawn]])  # (drawn, V)
+        rows = crowd.read_responses(subject, sample[saw[needed]])  # (needed, V)
         if mine.all():  # no other subject saw these pictures
             response[saw] = rows[np.arange(len(rows))[:, None, None], inside]
             continue
         image, stripe, slot = np.nonzero(mine)
-        of = np.cumsum(drawn) - 1  # rows of those drawn
+        of = np.cumsum(needed) - 1  # rows of those needed
         response[saw[image], stripe, slot] = rows[of[image], inside[mine]]
     return Batch(
         image=moved(crowd.read_pictures(stores, seen), shift),
@@ -224,11 +224,8 @@ def dataset(
 ) -> grain.MapDataset:
     """All batches of a run: element `step` is the batch of that step.
 
-    Every process draws the whole batch and reads its share of it, so pictures and
-    voxels of a step are the same for any number of processes. Every epoch shows each
-    training picture once, in an order of its own. With data.store_power below 1 every
-    store has epochs of its own and the stores take turns, see `store_weights`. What an
-    epoch of groups (data.group_images) shows is told in `groups.endless`.
+    Every process draws the whole batch, see `draws`, and reads its share of it, so
+    pictures and voxels of a step are the same for any number of processes.
 
     Args:
         stores: The crowd.
@@ -237,9 +234,35 @@ def dataset(
         share: Of this process; None: all.
     """
     pools = find_pools(stores)
-    stripes, count = settings.stripes, settings.voxels_per_image
 
+    def read(drawn: Draw) -> Batch:
+        return gather(stores, pools, drawn, settings.stripes, share)
+
+    return draws(stores, pools, settings, seed).map(read)
+
+
+def draws(
+    stores: crowd.Crowd, pools: Pools, settings: config.Data, seed: int
+) -> grain.MapDataset:
+    """What the batches of a run need, for `gather`; nothing is read.
+
+    Every epoch shows each training picture once, in an order of its own. With
+    data.store_power below 1 every store has epochs of its own and the stores take
+    turns, see `store_weights`. What an epoch of groups (data.group_images) shows is
+    told in `groups.endless`.
+
+    Args:
+        stores: The crowd.
+        pools: From `find_pools`.
+        settings: Batch and sample sizes.
+        seed: Of order and draws.
+
+    Returns:
+        Element `step` is a stacked `Draw`: picture (B,), voxel (B, S, n), shift (B, 2).
+    """
+    stripes, count = settings.stripes, settings.voxels_per_image
     most, replacement = settings.shift_px, settings.replacement
+    size = settings.group_images
 
     def draw(picture: int, rng: np.random.Generator) -> Draw:
         drawn = draw_voxels(
@@ -265,13 +288,6 @@ def dataset(
             shift = rng.integers(-most, most + 1, (size, 2))
         return Draw(group.picture, drawn.voxel, shift)
 
-    def read(draws: Draw) -> Batch:
-        return gather(stores, pools, draws, stripes, share)
-
-    def read_groups(draws: Draw) -> Batch:
-        return read(_apart(draws))
-
-    size = settings.group_images
     if size > 1:
         seen, weights = _seen_by_store(stores, pools, settings)
         order = _mixed(
@@ -279,7 +295,7 @@ def dataset(
             list(weights.values()),
         )
         drawn = order.seed(seed).random_map(draw_group)
-        return drawn.batch(settings.batch_images // size).map(read_groups)
+        return drawn.batch(settings.batch_images // size).map(_apart)
     weights = store_weights(pools, settings.store_power)
     if len(weights) == 1 or settings.store_power == 1:
         order = _endless(pools.pictures, seed)
@@ -291,7 +307,7 @@ def dataset(
             ],
             list(weights.values()),
         )
-    return order.random_map(draw).batch(settings.batch_images).map(read)
+    return order.random_map(draw).batch(settings.batch_images)
 
 
 def _seed_of_store(seed: int, store: int) -> int:
@@ -327,11 +343,11 @@ def _endless_groups(saw: np.ndarray, size: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(_ENDLESS).map(groups.endless(saw, size, seed))
 
 
-def _apart(draws: Draw) -> Draw:
+def _apart(drawn: Draw) -> Draw:
     """Groups (G, K) with voxels (G, S, n) -> pictures (G K) with voxels (G K, S, n)."""
-    picture = np.asarray(draws.picture)
-    voxel = np.repeat(np.asarray(draws.voxel), picture.shape[1], axis=0)
-    return Draw(picture.reshape(-1), voxel, np.asarray(draws.shift).reshape(-1, 2))
+    picture = np.asarray(drawn.picture)
+    voxel = np.repeat(np.asarray(drawn.voxel), picture.shape[1], axis=0)
+    return Draw(picture.reshape(-1), voxel, np.asarray(drawn.shift).reshape(-1, 2))
 
 
 def _endless(pictures: np.ndarray, seed: int) -> grain.MapDataset:
