@@ -168,7 +168,7 @@ def fits(
     if jax.process_count() > 1:
         return False, "several processes (data.on_device 'on' would)"
     if free is None:
-        return False, "the devices do not tell their memory"
+        return False, "data.on_device is 'auto', on a CPU"
     if sum(parts) > SHARE * free:
         return False, f"{size}, more than {SHARE:.0%} of {free / 1e9:.2f} GB free"
     return True, size
