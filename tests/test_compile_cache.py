@@ -57,6 +57,10 @@ def test_a_folder_that_others_can_write_to_is_not_used(unset, mode, which):
         return
     assert line.endswith(f"{shared} can be written by others (mode {mode:o})")
     assert jax.config.jax_compilation_cache_dir is None
+    # Whoever names it gets it, and is told.
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    line = compile_cache.begin(unset)
+    assert line.startswith(f"compiled programs are kept in {folder}; note: {shared}")
     assert shared.stat().st_mode & 0o7777 == mode  # not ours to mend
 
 

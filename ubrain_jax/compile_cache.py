@@ -35,12 +35,15 @@ def begin(environ: Mapping[str, str] = os.environ) -> str:
     if not settings.jax_enable_compilation_cache:
         return "compiled programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off"
     if told:
-        return f"compiled programs are kept in {told}"
+        fault = "" if "://" in told else distrust(pathlib.Path(told))
+        note = f"; note: {fault}, and what is kept there is run" if fault else ""
+        return f"compiled programs are kept in {told}{note}"
     if jax.default_backend() == "cpu":
         return "compiled programs are not kept: on a CPU, without a folder for them"
     folder = folder_of(environ)
-    fault = "no home folder" if folder is None else make_private(folder)
-    if fault:
+    if folder is None:
+        return "compiled programs are not kept: no home folder"
+    if fault := make(folder) or distrust(folder):
         return f"compiled programs are not kept: {fault}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if settings.jax_compilation_cache_max_size == -1:
@@ -66,32 +69,40 @@ def folder_of(environ: Mapping[str, str]) -> pathlib.Path | None:
     return None
 
 
-def make_private(folder: pathlib.Path) -> str:
-    """Makes a folder for its owner alone; says what is wrong if it cannot be trusted.
-
-    Nobody but its owner (and root) may be able to write to it, or to put another in
-    its place, by the permissions of all folders above it.
+def make(folder: pathlib.Path) -> str:
+    """Makes a folder, and what is missing above it, for the user alone.
 
     Returns:
-        What is wrong, or nothing.
+        Why it cannot be made, or nothing.
     """
     try:
         for path in reversed((folder, *folder.parents)):
             path.mkdir(mode=0o700, exist_ok=True)
-        folder = folder.resolve()
-        for path in (folder, *folder.parents):
-            found = path.stat()
-            mode = stat.S_IMODE(found.st_mode)
-            if found.st_uid not in {os.geteuid(), 0}:
-                return f"{path} belongs to user {found.st_uid}"
-            # In a sticky folder, such as /tmp, only an owner may rename.
-            shared = path != folder and mode & stat.S_ISVTX
-            if mode & 0o022 and not shared:
-                return f"{path} can be written by others (mode {mode:o})"
-        if folder.stat().st_uid != os.geteuid():
-            return f"{folder} belongs to user {folder.stat().st_uid}"
-        if not os.access(folder, os.W_OK | os.X_OK):
-            return f"{folder} cannot be written"
     except OSError as error:
         return f"{folder} cannot be made ({error.strerror or error})"
+    return ""
+
+
+def distrust(folder: pathlib.Path) -> str:
+    """Who but the user (and root) could put something into a folder, if anyone.
+
+    Counted are the permissions of the folder and of all above it, where another one
+    could be put in its place.
+
+    Returns:
+        What is wrong, or nothing; nothing too where there is no folder yet.
+    """
+    folder = folder.resolve()
+    for path in (folder, *folder.parents):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        mode = stat.S_IMODE(found.st_mode)
+        if found.st_uid not in {os.geteuid(), 0}:
+            return f"{path} belongs to user {found.st_uid}"
+        # In a sticky folder, such as /tmp, only an owner may rename.
+        only_owners = path != folder and mode & stat.S_ISVTX
+        if mode & 0o022 and not only_owners:
+            return f"{path} can be written by others (mode {mode:o})"
     return ""
