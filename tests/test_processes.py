@@ -112,6 +112,20 @@ def test_two_processes_give_the_losses_and_scores_of_one(alone, finished, data, 
     assert written == {p.name for p in alone.iterdir()} - {"told"}
 
 
+def test_two_processes_keep_pictures_and_responses_on_their_devices(
+    config, tmp_path, finished
+):
+    """Each reads its own part; what is picked is what they read without."""
+    workdir = tmp_path / "run"
+    often = "--config.train.checkpoint_every_steps=1"
+    kept = "--config.data.on_device=on"
+    with pair(config, workdir, often, kept, *on_mesh(2, 4)) as run:
+        assert run.codes() == [0, 0], run.told()
+    assert "pictures and responses go onto the devices" in run.out(0)
+    assert losses(workdir) == losses(finished(2, 4))
+    np.testing.assert_array_equal(scores(workdir), scores(finished(2, 4)))
+
+
 def test_a_signal_to_one_and_the_death_of_another_lose_no_number(
     config, tmp_path, finished
 ):

@@ -25,6 +25,7 @@ from ubrain_jax import (
     cells,
     checkpoint,
     cluster,
+    compile_cache,
     config,
     crowd,
     errors,
@@ -232,6 +233,7 @@ def main(argv: list[str]) -> int:
         cells.read_list("seeds", values.seeds, cells.seed, "seeds in 0..2^31-1"),
         values.keep_checkpoints,
     )
+    print(compile_cache.begin(), flush=True)
     run(plan)
     return 0
 

@@ -28,6 +28,7 @@ from ubrain_jax import (
     baseline_results,
     checkpoint,
     cluster,
+    compile_cache,
     config,
     crowd,
     errors,
@@ -260,6 +261,7 @@ def main(argv: list[str]) -> int:
         values.save_predictions,
         gaziv.Settings(epochs=values.epochs),
     )
+    print(compile_cache.begin(), flush=True)
     result = run(plan)
     print(report.closing(result, values.workdir))
     return 0

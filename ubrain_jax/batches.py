@@ -121,24 +121,25 @@ def draw_voxels(
     ]
     per_stripe = count // stripes
     voxel = np.full((stripes, per_stripe), -1, np.int64)
-    for stripe in range(stripes):
-        # Of each subject: the first voxel in this stripe, and how many are.
-        first = [(stripe - s.offset) % stripes for s in seen]
-        sizes = [
-            max(0, -(-(s.num_voxels - f) // stripes))
-            for s, f in zip(seen, first, strict=True)
-        ]
-        ends = np.cumsum(sizes)
+    offset = np.asarray([s.offset for s in seen])
+    num_voxels = np.asarray([s.num_voxels for s in seen])
+    # Of each stripe and subject: the first voxel, and how many there are.
+    first = (np.arange(stripes)[:, None] - offset) % stripes
+    sizes = np.maximum(0, -((first - num_voxels) // stripes))
+    ends = np.cumsum(sizes, axis=1)
+    # What turns a place in a stripe's pool into a voxel.
+    starts = offset + first - (ends - sizes) * stripes
+    for stripe, pool in enumerate(ends[:, -1].tolist()):
         if replacement:
-            chosen = rng.integers(ends[-1], size=per_stripe if ends[-1] else 0)
+            chosen = rng.integers(pool, size=per_stripe if pool else 0)
         else:
             chosen = rng.choice(
-                ends[-1], min(per_stripe, ends[-1]), replace=False, shuffle=False
+                pool, min(per_stripe, pool), replace=False, shuffle=False
             )
-        who = np.searchsorted(ends, chosen, side="right")
-        inside = chosen - (ends - sizes)[who]
-        starts = np.asarray([s.offset + f for s, f in zip(seen, first, strict=True)])
-        voxel[stripe, : len(chosen)] = starts[who] + inside * stripes
+        start = starts[stripe, 0]
+        if len(seen) > 1:
+            start = starts[stripe, np.searchsorted(ends[stripe], chosen, side="right")]
+        voxel[stripe, : len(chosen)] = start + chosen * stripes
     return Draw(picture, voxel)
 
 
@@ -166,7 +167,7 @@ def moved(pictures: np.ndarray, shift: np.ndarray) -> np.ndarray:
 def gather(
     stores: crowd.Crowd,
     pools: Pools,
-    draws: Draw,
+    drawn: Draw,
     stripes: int,
     share: sharding.Share | None = None,
 ) -> Batch:
@@ -175,16 +176,16 @@ def gather(
     Args:
         stores: The crowd.
         pools: From `find_pools`.
-        draws: Stacked: picture (B,), voxel (B, S, n), shift (B, 2).
+        drawn: Stacked: picture (B,), voxel (B, S, n), shift (B, 2).
         stripes: S.
         share: Of this process; None: all. Stores keep all voxels of a sample in one
             chunk, so a share of the stripes still reads whole samples.
     """
-    picture, voxel = np.asarray(draws.picture), np.asarray(draws.voxel)
+    picture, voxel = np.asarray(drawn.picture), np.asarray(drawn.voxel)
     if voxel.max(initial=0) >= stores.num_voxels:
         raise IndexError(f"voxel {voxel.max()} of a table of {stores.num_voxels}")
     whole, seen = picture, picture
-    shift = np.broadcast_to(draws.shift, (len(whole), 2))
+    shift = np.broadcast_to(drawn.shift, (len(whole), 2))
     if share is not None:
         voxel = voxel[share.rows, share.stripes]
         picture, seen = whole[share.rows], whole[share.images]
@@ -193,16 +194,19 @@ def gather(
     response = np.zeros(voxel.shape, np.float32)
     for k, subject in enumerate(stores.subjects):
         sample = pools.sample[k, picture]
-        inside = voxel - subject.offset
-        drawn = (inside >= 0) & (inside < subject.num_voxels)
-        saw = np.flatnonzero((sample >= 0) & drawn.any((1, 2)))
-        if not len(saw):
+        saw = np.flatnonzero(sample >= 0)
+        inside = voxel[saw] - subject.offset  # padding is below 0
+        mine = (inside >= 0) & (inside < subject.num_voxels)
+        needed = mine.any((1, 2))
+        if not needed.any():
             continue
-        rows = crowd.read_responses(subject, sample[saw])  # (saw, V)
-        inside = voxel[saw] - subject.offset
-        mine = (inside >= 0) & (inside < subject.num_voxels)  # padding is below 0
+        rows = crowd.read_responses(subject, sample[saw[needed]])  # (needed, V)
+        if mine.all():  # no other subject saw these pictures
+            response[saw] = rows[np.arange(len(rows))[:, None, None], inside]
+            continue
         image, stripe, slot = np.nonzero(mine)
-        response[saw[image], stripe, slot] = rows[image, inside[mine]]
+        of = np.cumsum(needed) - 1  # rows of those needed
+        response[saw[image], stripe, slot] = rows[of[image], inside[mine]]
     return Batch(
         image=moved(crowd.read_pictures(stores, seen), shift),
         voxel=np.where(weight, voxel // stripes, 0).astype(np.int32),
@@ -220,11 +224,8 @@ def dataset(
 ) -> grain.MapDataset:
     """All batches of a run: element `step` is the batch of that step.
 
-    Every process draws the whole batch and reads its share of it, so pictures and
-    voxels of a step are the same for any number of processes. Every epoch shows each
-    training picture once, in an order of its own. With data.store_power below 1 every
-    store has epochs of its own and the stores take turns, see `store_weights`. What an
-    epoch of groups (data.group_images) shows is told in `groups.endless`.
+    Every process draws the whole batch, see `draws`, and reads its share of it, so
+    pictures and voxels of a step are the same for any number of processes.
 
     Args:
         stores: The crowd.
@@ -233,9 +234,35 @@ def dataset(
         share: Of this process; None: all.
     """
     pools = find_pools(stores)
-    stripes, count = settings.stripes, settings.voxels_per_image
 
+    def read(drawn: Draw) -> Batch:
+        return gather(stores, pools, drawn, settings.stripes, share)
+
+    return draws(stores, pools, settings, seed).map(read)
+
+
+def draws(
+    stores: crowd.Crowd, pools: Pools, settings: config.Data, seed: int
+) -> grain.MapDataset:
+    """What the batches of a run need, for `gather`; nothing is read.
+
+    Every epoch shows each training picture once, in an order of its own. With
+    data.store_power below 1 every store has epochs of its own and the stores take
+    turns, see `store_weights`. What an epoch of groups (data.group_images) shows is
+    told in `groups.endless`.
+
+    Args:
+        stores: The crowd.
+        pools: From `find_pools`.
+        settings: Batch and sample sizes.
+        seed: Of order and draws.
+
+    Returns:
+        Element `step` is a stacked `Draw`: picture (B,), voxel (B, S, n), shift (B, 2).
+    """
+    stripes, count = settings.stripes, settings.voxels_per_image
     most, replacement = settings.shift_px, settings.replacement
+    size = settings.group_images
 
     def draw(picture: int, rng: np.random.Generator) -> Draw:
         drawn = draw_voxels(
@@ -261,13 +288,6 @@ def dataset(
             shift = rng.integers(-most, most + 1, (size, 2))
         return Draw(group.picture, drawn.voxel, shift)
 
-    def read(draws: Draw) -> Batch:
-        return gather(stores, pools, draws, stripes, share)
-
-    def read_groups(draws: Draw) -> Batch:
-        return read(_apart(draws))
-
-    size = settings.group_images
     if size > 1:
         seen, weights = _seen_by_store(stores, pools, settings)
         order = _mixed(
@@ -275,7 +295,7 @@ def dataset(
             list(weights.values()),
         )
         drawn = order.seed(seed).random_map(draw_group)
-        return drawn.batch(settings.batch_images // size).map(read_groups)
+        return drawn.batch(settings.batch_images // size).map(_apart)
     weights = store_weights(pools, settings.store_power)
     if len(weights) == 1 or settings.store_power == 1:
         order = _endless(pools.pictures, seed)
@@ -287,7 +307,7 @@ def dataset(
             ],
             list(weights.values()),
         )
-    return order.random_map(draw).batch(settings.batch_images).map(read)
+    return order.random_map(draw).batch(settings.batch_images)
 
 
 def _seed_of_store(seed: int, store: int) -> int:
@@ -323,11 +343,11 @@ def _endless_groups(saw: np.ndarray, size: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(_ENDLESS).map(groups.endless(saw, size, seed))
 
 
-def _apart(draws: Draw) -> Draw:
+def _apart(drawn: Draw) -> Draw:
     """Groups (G, K) with voxels (G, S, n) -> pictures (G K) with voxels (G K, S, n)."""
-    picture = np.asarray(draws.picture)
-    voxel = np.repeat(np.asarray(draws.voxel), picture.shape[1], axis=0)
-    return Draw(picture.reshape(-1), voxel, np.asarray(draws.shift).reshape(-1, 2))
+    picture = np.asarray(drawn.picture)
+    voxel = np.repeat(np.asarray(drawn.voxel), picture.shape[1], axis=0)
+    return Draw(picture.reshape(-1), voxel, np.asarray(drawn.shift).reshape(-1, 2))
 
 
 def _endless(pictures: np.ndarray, seed: int) -> grain.MapDataset:

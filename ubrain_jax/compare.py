@@ -24,6 +24,7 @@ from ubrain_jax import (
     checkpoint,
     cluster,
     compare_results,
+    compile_cache,
     config,
     crowd,
     errors,
@@ -244,6 +245,7 @@ def main(argv: list[str]) -> int:
         else (),
         values.keep_checkpoints,
     )
+    print(compile_cache.begin(), flush=True)
     run(plan)
     return 0
 

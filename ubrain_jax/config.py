@@ -49,6 +49,9 @@ class Data:
     stripes: int = 8
     # Threads that read batches ahead of the device.
     read_threads: int = 4
+    # Training pictures and responses stay on the devices: 'on', 'off', or 'auto',
+    # where they fit beside a step (never on a CPU). The batches are the same.
+    on_device: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +216,7 @@ RESUMABLE = (
     "train.log_every_steps",
     "train.watchdog_seconds",
     "data.read_threads",
+    "data.on_device",
     "optim.table",
     "mesh.data",
     "mesh.voxel",
@@ -450,6 +454,7 @@ def _out_of_range(e: Experiment) -> list[str]:
         *(
             (key, value, value in choices, f"one of {', '.join(choices)}")
             for key, value, choices in (
+                ("data.on_device", e.data.on_device, ("auto", "on", "off")),
                 ("backbone.dtype", e.backbone.dtype, ("bfloat16", "float32")),
                 ("backbone.attention", e.backbone.attention, ("xla", "cudnn")),
                 ("backbone.remat", e.backbone.remat, ("none", "cheap", "full")),

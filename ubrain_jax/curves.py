@@ -25,6 +25,7 @@ from ubrain_jax import (
     cells,
     checkpoint,
     cluster,
+    compile_cache,
     config,
     crowd,
     curve_results,
@@ -369,6 +370,7 @@ def main(argv: list[str]) -> int:
         values.cache,
         values.keep_checkpoints,
     )
+    print(compile_cache.begin(), flush=True)
     run(plan)
     return 0
 

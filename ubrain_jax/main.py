@@ -25,6 +25,7 @@ import ubrain_jax
 from ubrain_jax import (
     checkpoint,
     cluster,
+    compile_cache,
     config,
     errors,
     evaluate,
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> int:
         if not cluster.is_first():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
+        print(compile_cache.begin(), flush=True)
         cluster.agree(_facts(experiment, workdir))
         cluster.first_enters(stack, checkpoint.own_workdir(str(workdir)))
         code = _run(experiment, workdir)

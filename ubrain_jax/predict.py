@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ubrain_jax import cluster, errors, universal
+from ubrain_jax import cluster, compile_cache, errors, universal
 from ubrain_jax.datasets import given
 from ubrain_jax.maps import brain
 
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     needed = ("encoder", "subject", "images", "out")
     errors.check_flags(argv, *(values[name] for name in needed))
     brain.ending(values.out)
+    compile_cache.begin()
     began = time.monotonic()
     encoder = universal.UniversalEncoder.load(values.encoder, backbone=values.backbone)
     output = to_file(

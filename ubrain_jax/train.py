@@ -14,7 +14,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -36,6 +36,7 @@ from ubrain_jax import (
     frozen,
     losses,
     optim,
+    resident,
     rowsparse,
     sharding,
     validation,
@@ -295,6 +296,43 @@ def put_batch(
     return batches.Batch(**placed, picture=None)
 
 
+def feed(run: experiments.Run, start: int) -> Iterator[batches.Batch]:
+    """Batches on the mesh from step `start`: from the stores or from the devices.
+
+    Which one, data.on_device says; the batches are the same. Prints it.
+
+    Raises:
+        errors.ConfigError: If data must be on the devices and do not fit.
+    """
+    settings, seed = run.experiment.data, run.experiment.train.seed
+    table = optim.table_kind(run.experiment, run.stores.num_voxels, run.mesh)
+    stay, why = resident.fits(
+        run.stores, run.experiment, run.provenance.geometry, run.mesh, table=table
+    )
+    if stay:
+        print(f"pictures and responses go onto the devices: {why}", flush=True)
+        return resident.feed(run.stores, settings, seed, run.mesh, start)
+    print(f"batches are read from the stores: {why}", flush=True)
+    return _read(run, start)
+
+
+def _read(run: experiments.Run, start: int) -> Iterator[batches.Batch]:
+    """Batches read from the stores by threads, put on the mesh."""
+    settings = run.experiment.data
+    share = sharding.share_of_batch(run.mesh, settings.batch_images, settings.stripes)
+    data = batches.dataset(run.stores, settings, run.experiment.train.seed, share)
+    for batch in batches.iterate(data, start, settings.read_threads):
+        yield put_batch(run.mesh, batch, share)
+
+
+def _pictures_of(run: experiments.Run, step: int) -> list[str]:
+    """Ids of the pictures of a step."""
+    settings, seed = run.experiment.data, run.experiment.train.seed
+    pools = batches.find_pools(run.stores)
+    drawn = cast(batches.Draw, batches.draws(run.stores, pools, settings, seed)[step])
+    return [run.stores.image_id[i] for i in drawn.picture]
+
+
 def total_steps(experiment: config.Experiment, stores: crowd.Crowd) -> int:
     """Steps of the run, from train.steps or train.epochs."""
     if experiment.train.steps is not None:
@@ -447,25 +485,18 @@ def train(
             print(f"resuming at step {start} of {steps}")
         programs = programs or compile_run(run)
         step_fn = _with_seed(programs.step, run)
-        share = sharding.share_of_batch(
-            run.mesh, experiment.data.batch_images, experiment.data.stripes
-        )
-        data = batches.dataset(run.stores, experiment.data, settings.seed, share)
-        iterator = batches.iterate(data, start, experiment.data.read_threads)
+        batches_of = feed(run, start)
         always = {"backbone": "random"} if run.provenance.random else {}
         log = stack.enter_context(contextlib.closing(_Log(workdir, start, always)))
         predictor = programs.predictor.of(run)
 
-        def batch_of(step: int) -> batches.Batch:
-            return cast(batches.Batch, data[step])
-
         def check(loss: jax.Array | None, step: int) -> None:
             if loss is not None and not np.isfinite(float(loss)):
-                seen = [run.stores.image_id[i] for i in batch_of(step - 1).picture]
+                seen = _pictures_of(run, step - 1)
                 _stop_non_finite(float(loss), step, seen, manager)
 
         previous = None
-        shown, since = time.monotonic(), start
+        pace = _Pace(start)
         first_seconds, ended = None, False
         progress = tqdm.tqdm(
             range(start, steps),
@@ -479,14 +510,17 @@ def train(
         stack.enter_context(watch.loop())
         watch.alive("compiling the first step")
         for step in progress:
-            batch = put_batch(run.mesh, next(iterator), share)
+            asked = time.monotonic()
+            batch = next(batches_of)
             began = time.monotonic()
+            if previous is None or previous.is_ready():
+                pace.waited(began - asked)
             state, loss = step_fn(state, run.parts.frozen, batch)
             if first_seconds is None:
                 loss.block_until_ready()
                 first_seconds = time.monotonic() - began
                 progress.write(f"first step after {first_seconds:.1f} s of compiling")
-                shown, since = time.monotonic(), step + 1
+                pace.restart(step + 1)
             # One step late, so that the device never waits for the host.
             check(previous, step)
             previous = loss
@@ -496,17 +530,13 @@ def train(
             watch.alive(f"step {done + 1}")
             if done % settings.log_every_steps == 0 or done == steps:
                 check(loss, done)
-                now = time.monotonic()
-                rate = (done - since) * experiment.data.batch_images / (now - shown)
-                log.write(
-                    step=done,
-                    loss=float(loss),
-                    images_per_second=round(rate, 2) if done > since else None,
-                )
+                speed = pace.measure(done, experiment.data.batch_images)
+                log.write(step=done, loss=float(loss), **speed)
                 progress.set_postfix_str(
-                    f"loss {float(loss):.4f}, {rate:.0f} images/s", refresh=False
+                    f"loss {float(loss):.4f}, "
+                    f"{speed['images_per_second'] or 0:.0f} images/s",
+                    refresh=False,
                 )
-                shown, since = now, done
             if settings.eval_every_steps and done % settings.eval_every_steps == 0:
                 watch.alive(f"validation after step {done}")
                 state = programs.settled(state)
@@ -519,7 +549,7 @@ def train(
                 if experiment.optim.schedule == "plateau":
                     state = validation.judge(run, state, scores)
                     ended = optim.has_ended(experiment.optim, state.optimiser)
-                shown, since = time.monotonic(), done
+                pace.restart(done)
                 watch.alive(f"step {done + 1}")
             last = done == steps or stopping or ended
             if done % settings.checkpoint_every_steps == 0 or last:
@@ -542,6 +572,7 @@ def train(
                 break
         watch.alive("saving the last step")
         manager.wait_until_finished()
+        print(pace.summary(), flush=True)
     return state
 
 
@@ -627,6 +658,48 @@ def _check_params(state: State, step: int, manager: Any) -> None:
         raise errors.NonFiniteLossError(
             f"after step {step} these weights are not finite: {', '.join(bad)}; the "
             f"newest checkpoint is {manager.latest_step()} and stays."
+        )
+
+
+class _Pace:
+    """Speed since the last line of the log, and what the devices wait for input.
+
+    A step's input counts as waited for if the step before had ended when it came: the
+    devices cannot have waited longer. The first step, which compiles, is left out.
+    """
+
+    def __init__(self, step: int):
+        self._steps, self._seconds, self._all_waited = 0, 0.0, 0.0
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """What was done since the last line does not count."""
+        self._since, self._shown, self._waited = step, time.monotonic(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def measure(self, step: int, images: int) -> dict[str, float | None]:
+        """Means since the last line, which ends here: two fields of the next."""
+        steps, seconds = step - self._since, time.monotonic() - self._shown
+        found: dict[str, float | None] = {"images_per_second": None, "wait_s": None}
+        if steps:
+            found["images_per_second"] = round(steps * images / seconds, 2)
+            found["wait_s"] = round(self._waited / steps, 6)
+        self._steps += steps
+        self._seconds += seconds
+        self._all_waited += self._waited
+        self.restart(step)
+        return found
+
+    def summary(self) -> str:
+        """A line for the terminal."""
+        if not self._steps:
+            return "one step or none: no speed to tell"
+        step, wait = (1e3 * x / self._steps for x in (self._seconds, self._all_waited))
+        return (
+            f"a step took {step:.1f} ms, of which the devices waited {wait:.1f} ms "
+            "or less for pictures and responses"
         )
 
 

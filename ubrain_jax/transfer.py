@@ -12,7 +12,15 @@ import time
 
 from absl import flags
 
-from ubrain_jax import checkpoint, cluster, errors, evaluate, frozen, subjects
+from ubrain_jax import (
+    checkpoint,
+    cluster,
+    compile_cache,
+    errors,
+    evaluate,
+    frozen,
+    subjects,
+)
 from ubrain_jax.maps import report
 from ubrain_jax.model import bundle
 
@@ -28,6 +36,7 @@ def main(argv: list[str]) -> int:
         raise errors.ConfigError(
             "--num_images", "", str(num_images), "4 or more", "Change it."
         )
+    print(compile_cache.begin(), flush=True)
     began = time.monotonic()
     with checkpoint.own_workdir(values.workdir):
         trained = frozen.read_encoder(values.encoder)
