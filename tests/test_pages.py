@@ -27,7 +27,11 @@ from ubrain_jax.model import bundle
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Pages whose blocks need files of their own, and the tests that run them.
-ELSEWHERE = {"own_data.md": "test_own_data_page.py", "predict.md": "test_predict.py"}
+ELSEWHERE = {
+    "own_data.md": "test_own_data_page.py",
+    "predict.md": "test_predict.py",
+    "similar.md": "test_similar.py",
+}
 FENCES = {"", "console", "csv", "pycon", "python", "text"}
 
 

@@ -83,6 +83,7 @@ def write(
     about: dict[str, Any],
     encoder_sha256: str,
     max_bytes: int = 25_000_000,
+    figures: bool = True,
     overwrite: bool = False,
 ) -> list[str]:
     """Writes all of it.
@@ -94,6 +95,7 @@ def write(
             sentence; `warnings`; `provenance`, (label, text) rows.
         encoder_sha256: Of the encoder.
         max_bytes: Of the page.
+        figures: Whether figures are drawn.
         overwrite: Replace an exploration that is there.
 
     Returns:
@@ -111,7 +113,8 @@ def write(
         _tables(folder, found)
         for one in found.brains:
             _voxels(folder / "voxels" / f"{one.subject.name}.zarr", one, found)
-        notes += _figures(folder / "figures", found)
+        if figures:
+            notes += _figures(folder / "figures", found)
         notes += _derivatives(folder / "derivatives", found)
         page = page_of(found, about)
         notes += explorer.write(folder / "index.html", page, max_bytes=max_bytes)

@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
         about=about(encoder, values.encoder),
         encoder_sha256=encoder.sha256,
         max_bytes=int(values.max_mb * 1e6),
+        figures=values.figures,
         overwrite=values.overwrite,
     )
     print(summary(found))
@@ -230,6 +231,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "degrees", None, "Side of the pictures in degrees of visual angle (NSD: 8.4)."
     )
+    flags.DEFINE_bool("figures", True, "Draw figures/ too, some seconds each.")
     flags.DEFINE_bool("umap", False, "Lay the embedding out by UMAP too (extra viz).")
     flags.DEFINE_integer("seed", 0, "Of all that is random.")
     flags.DEFINE_float("max_mb", 25.0, "Size of the page, in megabytes, at most.")
