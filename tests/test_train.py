@@ -5,6 +5,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -407,3 +409,25 @@ def test_settings_newer_than_the_run_have_their_default(run, tmp_path):
     meta["config"]["head"]["dropout"] = 0.5
     with pytest.raises(errors.ConfigError, match=r"head\.dropout was 0\.5"):
         train.check_resumable(meta, run, str(tmp_path))
+
+
+def test_a_save_is_sealed_when_orbax_has_written_its_record(tmp_path):
+    path = tmp_path / "_CHECKPOINT_METADATA"
+    path.touch()
+    done = threading.Event()
+
+    def write():
+        time.sleep(0.1)
+        path.write_text('{"a": 1,', encoding="utf-8")
+        time.sleep(0.1)
+        done.set()
+        path.write_text('{"a": 1, "commit_timestamp_nsecs": 7}', encoding="utf-8")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert checkpoint._written_record(tmp_path) == '{"a": 1}'
+    assert done.is_set()
+    thread.join()
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(json.JSONDecodeError):
+        checkpoint._written_record(tmp_path, seconds=0.05)

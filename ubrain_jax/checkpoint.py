@@ -182,7 +182,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Called by Orbax in process 0 when all processes have written their part."""
         (folder,) = self._unfinished()
-        (folder / _COPY).write_text(_orbax_record(folder), encoding="utf-8")
+        (folder / _COPY).write_text(_written_record(folder), encoding="utf-8")
         sealed.seal(folder, UNSEALED)
 
     def _purge(self) -> None:
@@ -276,6 +276,18 @@ def _orbax_record(folder: pathlib.Path) -> str:
     if type(told.pop("commit_timestamp_nsecs", 0)) not in (int, type(None)):
         raise TypeError("commit_timestamp_nsecs is not a number")
     return json.dumps(told, sort_keys=True)
+
+
+def _written_record(folder: pathlib.Path, seconds: float = 60) -> str:
+    """The same, once it is there: Orbax writes it from a thread of its own."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return _orbax_record(folder)
+        except (OSError, json.JSONDecodeError):  # absent, empty or half of it
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _some(faults: list[str]) -> str:
