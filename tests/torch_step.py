@@ -73,7 +73,7 @@ def fill(model: torch_encoder.Encoder, seed: int) -> None:
     """Random weights of the size that the package begins with."""
     torch.manual_seed(seed)
     for name, x in model.named_parameters():
-        if name.endswith("gamma") or "norm" in name and name.endswith("weight"):
+        if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
             x.fill_(1)
         elif name.endswith("bias"):
             x.zero_()

@@ -11,6 +11,7 @@ nothing. docs/speed.md says what the figures mean.
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import pathlib
@@ -120,7 +121,11 @@ def check(plan: Plan) -> None:
     """
     unknown = [p for p in plan.parts if p not in PARTS]
     faults = [f"--parts has {p!r} ({errors.nearest(p, PARTS)[:-1]})" for p in unknown]
-    least = {"voxels": plan.experiment.data.stripes, "subjects": 1, "repeats": 2}
+    least: dict[str, float] = {
+        "voxels": plan.experiment.data.stripes,
+        "subjects": 1,
+        "repeats": 2,
+    }
     least |= {"seconds": 0, "part_seconds": 1, "steps": 1, "gemm": 1}
     for name, low in least.items():
         value = getattr(plan, name)
@@ -136,13 +141,11 @@ def check(plan: Plan) -> None:
         )
     bench_steps.geometry_of(plan.experiment.backbone)
     if plan.compare:
-        _check_torch()
+        check_torch()
 
 
-def _check_torch() -> pathlib.Path:
+def check_torch() -> pathlib.Path:
     """Folder of the clone, whose tests hold the torch form of the step."""
-    import importlib.util
-
     clone = pathlib.Path(__file__).parent.parent
     if not (clone / "tests" / "torch_step.py").is_file():
         raise errors.MissingInputError(
@@ -216,7 +219,7 @@ def _part(plan: Plan, part: str) -> dict[str, Any]:
         start("jax", "ubrain_jax.bench_steps", _settings(plan, part))
         if compares and "jax" in children:
             for how in dict.fromkeys(("", plan.torch_compile)):
-                facts, clone = children["jax"].facts, _check_torch()
+                facts, clone = children["jax"].facts, check_torch()
                 settings = torch_settings(plan, facts, how)
                 if settings is None:
                     entry["lost"]["torch"] = f"no torch on {facts['platform']}"
@@ -309,10 +312,8 @@ def main(argv: list[str]) -> int:
         given.data.crowd = given.data.crowd or ("none",)  # no store is opened
     experiment = config.parse(given, "--config")
     train = dataclasses.replace(experiment.train, steps=1000, epochs=None)
-    plan = Plan(
-        dataclasses.replace(experiment, train=train),
-        **{name: values[name].value for name in Plan._fields if name in _FLAGS},
-    )
+    told: dict[str, Any] = {name: values[name].value for name in _FLAGS}
+    plan = Plan(dataclasses.replace(experiment, train=train), **told)
     print("random weights, no file of weights is read", flush=True)
     found = run(plan, values.out)
     print(bench_table.text(found))
@@ -322,10 +323,7 @@ def main(argv: list[str]) -> int:
     return errors.EXIT_INTERNAL if failed else 0
 
 
-_FLAGS = (
-    *("parts", "voxels", "subjects", "compare", "torch_compile", "crowd", "repeats"),
-    *("seconds", "steps", "part_seconds", "gemm"),
-)
+_FLAGS = Plan._fields[1:]  # all but the experiment
 
 
 def define_flags() -> None:

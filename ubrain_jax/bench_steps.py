@@ -157,7 +157,7 @@ def noise_run(
     network = random_network(geometry, experiment.backbone)
     parts = encoder.build(experiment, network, rows, mesh)
     return experiments.Run(
-        experiment, _no_stores(rows), parts, mesh, _provenance(geometry)
+        experiment, _no_stores(rows), parts, mesh, provenance_of(geometry)
     )
 
 
@@ -165,7 +165,8 @@ def _no_stores(rows: int) -> Any:
     return types.SimpleNamespace(num_voxels=rows)
 
 
-def _provenance(geometry: dinov2.Geometry) -> weights.Provenance:
+def provenance_of(geometry: dinov2.Geometry) -> weights.Provenance:
+    """Of random weights."""
     return weights.Provenance("random", "random", {}, geometry, True, ())
 
 
@@ -329,7 +330,7 @@ def _transfer(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
     fixed, pull = (shared, run.parts.frozen), np.float32(0)
     key = jax.random.key(0)
     start = table + 0
-    moments = optax.adam(0.0).init(cast(Any, table))
+    moments = first_moments(table)
     state = fit.State(jnp.zeros((), jnp.int32), table + 0, moments)
     fit_step = fit.make_step(run, fit.Settings())
     programs = encoder.programs(run.parts.graph, run.mesh)
@@ -389,6 +390,11 @@ def _transfer(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
     if fit.voxels_that_fit(own, images, 0) == sizes.voxels:
         steps["cached_all"] = step(lambda: on_device, None)
     return steps, facts
+
+
+def first_moments(table: jax.Array) -> Any:
+    """Of Adam, before `fit`'s first step."""
+    return optax.adam(0.0).init(cast(Any, table))
 
 
 def _one_subject(voxels: int) -> Any:
