@@ -67,7 +67,8 @@ class FakeChild:
             }
 
     def run(self, step, count):
-        return {"seconds": self.steps[step] * count, "wait_seconds": 0.01}
+        seconds = self.steps[step] * count
+        return {"seconds": seconds, "cpu_seconds": seconds, "wait_seconds": 0.01}
 
     def peak(self):
         return {"peak_bytes": 3_000_000_000, "process_bytes": {}}

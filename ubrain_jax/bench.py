@@ -98,13 +98,7 @@ def run(plan: Plan, out: str | os.PathLike | None = None) -> dict[str, Any]:
         "parts": {},
     }
     for part in (p for p in PARTS if p in plan.parts):
-        began = time.monotonic()
-        if part == "input" and not plan.crowd:
-            entry = {"failed": "not measured: no store is given (--crowd)"}
-        else:
-            entry = _part(plan, part)
-        entry["part_seconds"] = round(time.monotonic() - began, 1)
-        found["parts"][part] = entry
+        found["parts"][part] = _part(plan, part)
         found["load_after"] = _load()
         found["figures"] = [row._asdict() for row in bench_table.rows(found["parts"])]
         if out is not None:
@@ -195,6 +189,8 @@ def _part(plan: Plan, part: str) -> dict[str, Any]:
 
     Time for the rounds is kept from a child that compiles too long; it is left out.
     """
+    if part == "input" and not plan.crowd:
+        return {"failed": "not measured: no store is given (--crowd)"}
     began = time.monotonic()
     compares = part == "train" and plan.compare
     limit = plan.part_seconds * (2 if compares else 1)
@@ -249,9 +245,11 @@ def _part(plan: Plan, part: str) -> dict[str, Any]:
             **rounds.spread(each.seconds)._asdict(),
             "steps_in_round": each.times,
             "seconds": each.seconds,
+            "cpu_seconds": each.cpu_seconds,
             **each.told,
         }
     entry["ratios"] = _ratios(timed)
+    entry["part_seconds"] = round(time.monotonic() - began, 1)
     return entry
 
 

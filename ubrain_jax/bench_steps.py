@@ -20,7 +20,6 @@ from ubrain_jax import (
     batches,
     config,
     errors,
-    evaluate,
     experiments,
     fit,
     flops,
@@ -403,17 +402,27 @@ def _one_subject(voxels: int) -> Any:
 
 
 def _predict(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
-    """The features of a block of pictures, alone and with all voxels of a subject."""
+    """The features of a block of pictures, alone and with all voxels of a subject.
+
+    As `UniversalEncoder.predict` does it, with the block and the chunk of evaluate.
+    """
     geometry = geometry_of(experiment.backbone)
     run = noise_run(experiment, geometry, sizes.voxels)
     settings, px = experiment.evaluate, experiment.backbone.image_px
     images = -(-settings.batch_images // run.mesh.size) * run.mesh.size
-    predictor = evaluate.Predictor(run)
     programs = encoder.programs(run.parts.graph, run.mesh)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (images, px, px, 3), np.uint8)
     params, frozen = run.parts.trainable, run.parts.frozen
-    everyone = np.arange(sizes.voxels)
+    chunk = min(settings.chunk_voxels, sizes.voxels)
+    rows = rng.standard_normal((sizes.voxels, experiment.head.embed_dim))
+    chunks = [
+        sharding.put(run.mesh, sharding.TABLE, np.resize(part, (chunk, part.shape[1])))
+        for part in (
+            rows[first : first + chunk].astype(np.float32) * 0.1
+            for first in range(0, sizes.voxels, chunk)
+        )
+    ]
 
     def features() -> jax.Array:
         placed = sharding.put(run.mesh, sharding.IMAGES, pictures)
@@ -428,8 +437,9 @@ def _predict(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
 
     def predict(times: int) -> dict:
         for _ in range(times):
-            # On the host in between, as `evaluate` and `predict` have them.
-            predictor.responses(params, np.asarray(features()), everyone)
+            found = features()
+            for part in chunks:
+                np.asarray(programs.respond(params, frozen, found, part))
         return {}
 
     model = flops.prediction(experiment, geometry, sizes.voxels)

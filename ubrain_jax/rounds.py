@@ -98,9 +98,11 @@ def serve(make: Callable[[dict[str, Any]], Ready]) -> None:
         for line in sys.stdin:
             asked = json.loads(line)
             if "step" in asked:
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 more = ready.steps[asked["step"]](asked["times"])
-                answer(seconds=time.perf_counter() - began, **more)
+                seconds = time.perf_counter() - began
+                worked = time.process_time() - worked
+                answer(seconds=seconds, cpu_seconds=worked, **more)
             else:
                 of_process = {
                     "idle": idle,
@@ -246,11 +248,13 @@ class Timed(NamedTuple):
 
     Attributes:
         seconds: Of one step, for each round.
+        cpu_seconds: Of all processors, which others on the machine hardly change.
         times: Steps in a round.
         told: Of the last round: what the step told beside.
     """
 
     seconds: list[float]
+    cpu_seconds: list[float]
     times: int
     told: dict[str, Any]
 
@@ -296,7 +300,7 @@ def alternate(
         if told is None:
             continue
         fit = max(1, round(seconds / repeats / max(told["seconds"], 1e-9)))
-        found[turn.name] = Timed([], steps or fit, {})
+        found[turn.name] = Timed([], [], steps or fit, {})
     for _ in range(repeats):
         for turn in turns:
             if turn.name not in found:
@@ -305,6 +309,7 @@ def alternate(
             told = run(turn, timed.times)
             if told is not None:
                 timed.seconds.append(told.pop("seconds") / timed.times)
+                timed.cpu_seconds.append(told.pop("cpu_seconds") / timed.times)
                 found[turn.name] = timed._replace(told=told)
     return {name: timed for name, timed in found.items() if timed.seconds}
 
