@@ -29,6 +29,7 @@ def times(part):
         "transfer": {"cached": 0.1, "uncached": 1.5},
         "predict": {"backbone": 1.0, "predict": 1.2},
         "input": {"read": 0.1, "loop": 2.0},
+        "curves": {"float32": 3.0, "bfloat16": 2.0},
     }[part]
 
 
@@ -68,7 +69,12 @@ class FakeChild:
 
     def run(self, step, count):
         seconds = self.steps[step] * count
-        return {"seconds": seconds, "cpu_seconds": seconds, "wait_seconds": 0.01}
+        return {
+            "seconds": seconds,
+            "cpu_seconds": seconds,
+            "wait_seconds": 0.01,
+            "loss": 1.5,
+        }
 
     def peak(self):
         return {"peak_bytes": 3_000_000_000, "process_bytes": {}}
@@ -104,6 +110,7 @@ def test_all_parts_are_timed_and_written(fake, tmp_path):
         "torch compiled / train": 2.5,
         "uncached / cached": 15,
         "predict / backbone": 1.2,
+        "float32 / bfloat16": 1.5,
     }
     told = dict(fake.made)["tests.torch_step"]
     assert (told["device"], told["tokens"], told["rows"]) == ("cuda", 4, 320_000)
@@ -114,7 +121,7 @@ def test_a_part_that_fails_does_not_lose_the_others(fake, part, tmp_path):
     fake.fails = (part,)
     found = bench.run(plan(crowd=("a.zarr",)), tmp_path / "b.json")
     assert "out of memory" in found["parts"].pop(part)["failed"]
-    assert len(found["parts"]) == 4
+    assert len(found["parts"]) == len(bench.PARTS) - 1
     assert all(entry["timed"] for entry in found["parts"].values())
     assert "1 x NVIDIA H200" in bench_table.text(found)
 
@@ -193,6 +200,7 @@ def test_the_command_times_the_real_steps(tmp_path, store):
     command += ["--config.head.embed_dim=8", "--config.head.channels=8"]
     command += ["--voxels=40", "--subjects=2", "--repeats=2", "--steps=1", "--gemm=64"]
     command += [f"--crowd={store}", "--part_seconds=300"]
+    command += ["--parts=gemm,train,transfer,predict,input"]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=900
     )

@@ -185,7 +185,7 @@ def noise_batch(experiment: config.Experiment, rows: int, seed: int) -> batches.
 
 
 def make(told: dict[str, Any]) -> rounds.Ready:
-    """Steps of one part: "gemm", "train", "transfer", "predict" or "input".
+    """Steps of one part of `bench.PARTS`.
 
     Args:
         told: part; config, a dict; voxels, rows and gemm of `Sizes`.
@@ -299,17 +299,7 @@ def _train(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
     run = noise_run(experiment, geometry_of(experiment.backbone), sizes.rows)
     batch = train.put_batch(run.mesh, noise_batch(experiment, sizes.rows, 0))
     made = _compiled(run, batch)
-    state, seed = made.state, np.uint32(experiment.train.seed)
-    frozen = run.parts.frozen
-
-    def step(times: int) -> dict:
-        nonlocal state
-        loss = jnp.nan
-        for _ in range(times):
-            state, loss = made.step(state, frozen, batch, seed)
-        return {"loss": float(loss)}
-
-    return {"train": step}, made.facts
+    return {"train": _by_turns(made, run, [batch])}, made.facts
 
 
 def _transfer(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
@@ -486,7 +476,55 @@ def _input(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
     return {"read": read, "loop": loop}, made.facts
 
 
+def _curves(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
+    """Training in both types from the same weights, on a few batches by turns."""
+    if jax.default_backend() == "cpu":
+        raise ValueError("not measured: a CPU has no bfloat16 to compare")
+    geometry = geometry_of(experiment.backbone)
+    steps, facts = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        own = dataclasses.replace(
+            experiment,
+            backbone=dataclasses.replace(
+                experiment.backbone, dtype=dtype, attention="xla"
+            ),
+            head=dataclasses.replace(experiment.head, dtype=dtype),
+        )
+        run = noise_run(own, geometry, sizes.rows)
+        few = [
+            train.put_batch(run.mesh, noise_batch(own, sizes.rows, seed))
+            for seed in range(_CURVE_BATCHES)
+        ]
+        made = _compiled(run, few[0])
+        facts[dtype] = made.facts
+        steps[dtype] = _by_turns(made, run, few)
+    return steps, {**facts["bfloat16"], "by_dtype": facts}
+
+
+_CURVE_BATCHES = 8
+
+
+def _by_turns(
+    made: _Training, run: experiments.Run, few: list[batches.Batch]
+) -> rounds.Step:
+    """Trains on each batch in turn, on and on."""
+    state, done = made.state, 0
+    seed, frozen = np.uint32(run.experiment.train.seed), run.parts.frozen
+
+    def step(times: int) -> dict:
+        nonlocal state, done
+        losses = []
+        for _ in range(times):
+            state, loss = made.step(state, frozen, few[done % len(few)], seed)
+            losses.append(loss)
+            done += 1
+        return {"loss": float(jnp.stack(losses[-len(few) :]).mean())}
+
+    return step
+
+
 _PARTS = {
+    "curves": _curves,
     "gemm": _gemm,
     "train": _train,
     "transfer": _transfer,

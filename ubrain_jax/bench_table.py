@@ -71,7 +71,7 @@ def rows(parts: Mapping[str, Any]) -> list[Row]:
                     rate,
                     rate / gemm if rate and gemm else None,
                     rate / sheet if rate and sheet else None,
-                    xla / 1e12 if xla and step != "read" else None,
+                    xla / 1e12 if xla and step in ("train", "loop") else None,
                     _peak_gb(entry.get("memory", {}).get(child)),
                     seconds,
                 )
@@ -96,7 +96,8 @@ def _work(step: str, facts: Mapping[str, Any], of_jax: Mapping[str, Any]) -> Any
     """Model FLOPs of one step; None where they are not counted."""
     if step == "gemm":
         return facts["flops"]
-    if step in ("cached", "cached_on_host", "predict", "train", "loop"):
+    counted = ("cached", "cached_on_host", "predict", "train", "loop")
+    if step in (*counted, "float32", "bfloat16"):
         return facts.get("model_flops")
     if step == "backbone":
         return facts.get("backbone_flops")
@@ -177,12 +178,19 @@ def _head(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _lost(parts: Mapping[str, Any]) -> list[str]:
-    """Waits, and a line for each thing that failed."""
+    """Waits, losses by type, and a line for each thing that failed."""
     lines = []
+    for dtype, timed in parts.get("curves", {}).get("timed", {}).items():
+        losses = ", ".join(f"{told['loss']:.4f}" for told in timed["told"])
+        lines.append(
+            f"loss in {dtype}, every {timed['steps_in_round']} steps: {losses}"
+        )
     loop = parts.get("input", {}).get("timed", {}).get("loop")
     if loop:
+        count = len(loop["told"])
         lines.append(
-            f"wait for a batch while the step runs: {loop['wait_seconds'] * 1e3:.2f} ms"
+            "wait for a batch while the step runs: "
+            f"{sum(told['wait_seconds'] for told in loop['told']) * 1e3 / count:.2f} ms"
         )
     for part, entry in parts.items():
         if "failed" in entry:

@@ -250,13 +250,13 @@ class Timed(NamedTuple):
         seconds: Of one step, for each round.
         cpu_seconds: Of all processors, which others on the machine hardly change.
         times: Steps in a round.
-        told: Of the last round: what the step told beside.
+        told: What the step told beside, for each round.
     """
 
     seconds: list[float]
     cpu_seconds: list[float]
     times: int
-    told: dict[str, Any]
+    told: list[dict[str, Any]]
 
 
 def alternate(
@@ -300,7 +300,7 @@ def alternate(
         if told is None:
             continue
         fit = max(1, round(seconds / repeats / max(told["seconds"], 1e-9)))
-        found[turn.name] = Timed([], [], steps or fit, {})
+        found[turn.name] = Timed([], [], steps or fit, [])
     for _ in range(repeats):
         for turn in turns:
             if turn.name not in found:
@@ -310,7 +310,7 @@ def alternate(
             if told is not None:
                 timed.seconds.append(told.pop("seconds") / timed.times)
                 timed.cpu_seconds.append(told.pop("cpu_seconds") / timed.times)
-                found[turn.name] = timed._replace(told=told)
+                timed.told.append(told)
     return {name: timed for name, timed in found.items() if timed.seconds}
 
 
