@@ -455,11 +455,16 @@ def _input(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
     first = train.put_batch(run.mesh, cast(batches.Batch, data[0]), share)
     made = _compiled(run, first)
     state, seed = made.state, np.uint32(experiment.train.seed)
-    iterator = batches.iterate(data, 0, experiment.data.read_threads)
+    threads, place = experiment.data.read_threads, 0
+    iterator = batches.iterate(data, 0, threads)
 
     def read(times: int) -> dict:
+        # From a new place: an iterator that has waited has batches ready.
+        nonlocal place
+        place += times
+        cold = batches.iterate(data, place, threads)
         for _ in range(times):
-            next(iterator)
+            next(cold)
         return {}
 
     def loop(times: int) -> dict:
