@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from ubrain_jax import config, errors
-from ubrain_jax.model import bundle
+from ubrain_jax.model import attached, bundle
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_dropped_tokens_are_part_of_the_hash_but_for_the_default():
         "keep_cls": True,
         "adapter": {"kind": "lora", "rank": 16, "alpha": 16.0},
         "head": [256, 128, 4],
-        "shared": bundle.tree_sha256(shared),
+        "shared": attached.tree_sha256(shared),
     }
     text = json.dumps(choices, sort_keys=True).encode()
     found = bundle.encoder_sha256(given, shared, {"x": "1"})
@@ -87,7 +87,7 @@ def rewrite(path, *, drop=(), header=None, **tensors):
         kept = {k: file.get_tensor(k) for k in file.keys() if k not in drop}
     kept |= tensors
     old |= header or {}
-    old["sha256"] = bundle._content(kept, old["subject"])
+    old["sha256"] = attached._content(kept, old["subject"])
     path.write_bytes(safetensors.numpy.save(kept, old))
 
 

@@ -12,6 +12,7 @@ from sklearn import metrics
 
 from ubrain_jax import errors
 from ubrain_jax.atlas import cluster_choice, cluster_files, clusters, pooled
+from ubrain_jax.model import attached
 
 
 def planted(k=5, per=60, e=16, noise=0.1, subjects=2, seed=0):
@@ -292,7 +293,7 @@ def test_a_header_without_its_keys_is_refused(tmp_path):
     cluster_files.write(tmp_path / "c", clusters.fit(planted()[0], 3), "a")
     tensors = safetensors.numpy.load_file(tmp_path / "c")
     for text in ("[]", json.dumps({"names": 3}), "{"):
-        digest = cluster_files._content(tensors, text)
+        digest = attached._content(tensors, text)
         header = {
             "format": "ubrain-clusters",
             "version": "1",

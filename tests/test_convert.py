@@ -12,7 +12,14 @@ import pytest
 from tests import released_files, torch_files
 from ubrain_jax import convert, crowd, errors, universal
 from ubrain_jax.backbone import weights
-from ubrain_jax.model import bundle, encoder, released, released_names, released_numpy
+from ubrain_jax.model import (
+    attached,
+    bundle,
+    encoder,
+    released,
+    released_names,
+    released_numpy,
+)
 
 
 class Files(NamedTuple):
@@ -104,7 +111,7 @@ def test_both_forms_make_the_same_bundle_but_for_where_it_is_from(files, tmp_pat
     b = convert.convert(
         files.base, files.vit, str(tmp_path / "b"), voxel_embed=files.table
     )
-    assert bundle.tree_sha256(a.shared) == bundle.tree_sha256(b.shared)
+    assert attached.tree_sha256(a.shared) == attached.tree_sha256(b.shared)
     assert a.subjects[0].name == b.subjects[0].name == "all"
     np.testing.assert_array_equal(a.subjects[0].embedding, b.subjects[0].embedding)
     assert a.trained_with == b.trained_with == ("all",)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tests import released_files
 from ubrain_jax import convert
 from ubrain_jax.backbone import images, weights
-from ubrain_jax.model import bundle, released, released_names, released_numpy
+from ubrain_jax.model import attached, released, released_names, released_numpy
 
 # width, blocks, taps
 SMALL = (384, 12, (1, 3, 6, 9, 12))
@@ -111,7 +111,7 @@ def compare(size, folder, drops, count, record_property):
     convert.check_backbone("vit", geometry, whole.settings)
     assert convert.compare_backbone(whole.backbone, network, "vit", "whole") == 0
     ours = released_names.trainable(whole.weights, whole.settings)
-    assert bundle.tree_sha256(ours) == bundle.tree_sha256(
+    assert attached.tree_sha256(ours) == attached.tree_sha256(
         released_names.trainable(base.weights, base.settings)
     )
     np.testing.assert_array_equal(rows, whole.table)

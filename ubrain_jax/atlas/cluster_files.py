@@ -5,22 +5,25 @@ something only beside the weights that the embeddings were learned with, so the 
 names their hash, and reading it for other weights is refused.
 """
 
-import hashlib
-import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from ubrain_jax import errors, whole
+from ubrain_jax import errors
 from ubrain_jax.atlas import clusters
-from ubrain_jax.model import bundle
+from ubrain_jax.model import attached
 
-FORMAT = "ubrain-clusters"
-VERSION = 1
+KIND = attached.Kind(
+    format="ubrain-clusters",
+    version=1,
+    key="clusters",
+    what="clusters of an earlier run",
+    made="clusters of",
+    again="Copy the file again, or cluster again.",
+    other="Directions mean nothing beside other weights: give the encoder that was "
+    "clustered, or cluster this one.",
+)
 
 
 def write(
@@ -53,21 +56,7 @@ def write(
         "seed": int(found.seed),
         "used": int(found.used),
     }
-    text = json.dumps(told, sort_keys=True)
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "encoder_sha256": encoder_sha256,
-        "clusters": text,
-        "sha256": _content(tensors, text),
-    }
-    with whole.writing(path, "a folder that can be written, with room") as unfinished:
-        unfinished.write_bytes(safetensors.numpy.save(tensors, header))
-
-
-def _content(tensors: dict[str, np.ndarray], text: str) -> str:
-    """Hash of everything the file tells; safetensors has none."""
-    return hashlib.sha256((bundle.tree_sha256(tensors) + text).encode()).hexdigest()
+    attached.write(path, KIND, tensors, told, encoder_sha256)
 
 
 def read(path: str | os.PathLike, encoder_sha256: str) -> clusters.Clusters:
@@ -81,39 +70,12 @@ def read(path: str | os.PathLike, encoder_sha256: str) -> clusters.Clusters:
         errors.MissingInputError: If there is no such file.
         errors.InputError: If it is damaged, of another version, or of another encoder.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.MissingInputError(
-            path, "", "no such file", "clusters of an earlier run", "Check the path."
-        )
 
     def fault(where: str, found: str, expected: str) -> errors.InputError:
-        action = "Copy the file again, or cluster again."
-        return errors.InputError(path, where, found, expected, action)
+        return attached.fault(path, KIND, where, found, expected)
 
+    tensors, told = attached.read(path, KIND, encoder_sha256)
     try:
-        with safetensors.safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise fault("", f"cannot be read ({error})", "a safetensors file") from error
-    kind = header.get("format"), header.get("version")
-    if kind != (FORMAT, str(VERSION)):
-        raise fault("header", f"format and version {kind}", f"{FORMAT} {VERSION}")
-    if header.get("encoder_sha256") != encoder_sha256:
-        raise errors.InputError(
-            path,
-            "encoder_sha256",
-            f"clusters of encoder {str(header.get('encoder_sha256'))[:16]}...",
-            f"encoder {encoder_sha256[:16]}...",
-            "Directions mean nothing beside other weights: give the encoder that was "
-            "clustered, or cluster this one.",
-        )
-    text = header.get("clusters", "")
-    if header.get("sha256") != _content(tensors, text):
-        raise fault("", "content and sha256 differ", "an undamaged file")
-    try:
-        told = json.loads(text)
         names = tuple(map(str, told["names"]))
         of, method = str(told["of"]), str(told["method"])
         seed, used = int(told["seed"]), int(told["used"])

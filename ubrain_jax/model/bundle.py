@@ -22,10 +22,18 @@ import safetensors.numpy
 
 from ubrain_jax import config, errors, sealed, whole
 from ubrain_jax.backbone import dinov2
-from ubrain_jax.model import encoder
+from ubrain_jax.model import attached, encoder
 
-FORMAT = "ubrain-subject"
-VERSION = 1
+SUBJECT = attached.Kind(
+    format="ubrain-subject",
+    version=1,
+    key="subject",
+    what="a fitted subject",
+    made="fitted with",
+    again="Copy the file again, or fit the subject again.",
+    other="Embeddings mean nothing beside other weights: give the encoder that the "
+    "subject was fitted with, or fit it again in another --workdir.",
+)
 FORMAT_ENCODER = "ubrain-encoder"
 VERSION_ENCODER = 1
 WEIGHTS, DESCRIPTION, SEEN = "encoder.safetensors", "encoder.json", "seen.json"
@@ -55,17 +63,6 @@ class Subject(NamedTuple):
     provenance: dict[str, Any]
 
 
-def tree_sha256(tree: Any) -> str:
-    """Hash of all names, types, shapes and bytes of a tree of arrays."""
-    digest = hashlib.sha256()
-    named = encoder.by_name(tree)
-    for name in sorted(named):
-        array = np.ascontiguousarray(named[name])
-        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 def encoder_sha256(
     experiment: config.Experiment, shared: Any, backbone_sha256: Mapping[str, str]
 ) -> str:
@@ -90,7 +87,7 @@ def encoder_sha256(
         "head": [head.embed_dim, head.channels, head.mlp_ratio],
         **({} if head.position else {"position": False}),
         **({} if head.functional == "embedding" else {"functional": head.functional}),
-        "shared": tree_sha256(shared),
+        "shared": attached.tree_sha256(shared),
     }
     text = json.dumps(choices, sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -121,21 +118,7 @@ def write_subject(
         "roi": np.ascontiguousarray(subject.roi, np.bool_),
         "ncsnr": np.ascontiguousarray(subject.ncsnr, np.float32),
     }
-    text = json.dumps(told, sort_keys=True)
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "encoder_sha256": encoder_sha256,
-        "subject": text,
-        "sha256": _content(tensors, text),
-    }
-    with whole.writing(path, "a folder that can be written, with room") as unfinished:
-        unfinished.write_bytes(safetensors.numpy.save(tensors, header))
-
-
-def _content(tensors: Mapping[str, np.ndarray], text: str) -> str:
-    """Hash of everything a subject's file tells; safetensors has none."""
-    return hashlib.sha256((tree_sha256(dict(tensors)) + text).encode()).hexdigest()
+    attached.write(path, SUBJECT, tensors, told, encoder_sha256)
 
 
 def read_subject(path: str | os.PathLike, encoder_sha256: str) -> Subject:
@@ -150,39 +133,12 @@ def read_subject(path: str | os.PathLike, encoder_sha256: str) -> Subject:
         errors.InputError: If it is damaged, of another version, or was fitted with
             another encoder.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.MissingInputError(
-            path, "", "no such file", "a fitted subject", "Check the path."
-        )
 
     def fault(where: str, found: str, expected: str) -> errors.InputError:
-        action = "Copy the file again, or fit the subject again."
-        return errors.InputError(path, where, found, expected, action)
+        return attached.fault(path, SUBJECT, where, found, expected)
 
+    tensors, told = attached.read(path, SUBJECT, encoder_sha256)
     try:
-        with safetensors.safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise fault("", f"cannot be read ({error})", "a safetensors file") from error
-    kind = header.get("format"), header.get("version")
-    if kind != (FORMAT, str(VERSION)):
-        raise fault("header", f"format and version {kind}", f"{FORMAT} {VERSION}")
-    if header.get("encoder_sha256") != encoder_sha256:
-        raise errors.InputError(
-            path,
-            "encoder_sha256",
-            f"fitted with encoder {str(header.get('encoder_sha256'))[:16]}...",
-            f"encoder {encoder_sha256[:16]}...",
-            "Embeddings mean nothing beside other weights: give the encoder that the "
-            "subject was fitted with, or fit it again in another --workdir.",
-        )
-    text = header.get("subject", "")
-    if header.get("sha256") != _content(tensors, text):
-        raise fault("", "content and sha256 differ", "an undamaged file")
-    try:
-        told = json.loads(text)
         name, names = str(told["name"]), tuple(map(str, told["roi_names"]))
         attrs, provenance = dict(told["attrs"]), dict(told["provenance"])
     except (KeyError, ValueError, TypeError) as error:
