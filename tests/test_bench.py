@@ -196,7 +196,7 @@ def test_the_command_times_the_real_steps(tmp_path, store):
     command = [sys.executable, "-m", "ubrain_jax.bench", f"--out={out}"]
     command += ["--config=configs/nsd8.py", "--config.backbone.name=dinov2-small"]
     command += ["--config.backbone.image_px=28", "--config.backbone.taps=1,2"]
-    command += ["--config.data.batch_images=2", "--config.data.voxels_per_image=16"]
+    command += ["--config.data.batch_images=8", "--config.data.voxels_per_image=16"]
     command += ["--config.head.embed_dim=8", "--config.head.channels=8"]
     command += ["--voxels=40", "--subjects=2", "--repeats=2", "--steps=1", "--gemm=64"]
     command += [f"--crowd={store}", "--part_seconds=300"]

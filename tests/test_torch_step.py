@@ -101,7 +101,8 @@ def test_loss_and_gradients_equal_torch(preset, kind):
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     expected, found = by_torch(experiment, geometry, params, frozen, batch)
-    assert value == pytest.approx(expected, rel=1e-5)
+    # A difference of two terms of .1 or more, which nearly cancel: 1e-5 of these.
+    assert value == pytest.approx(expected, abs=1e-6)
     arrays = encoder.by_name(jax.tree.map(np.asarray, gradient))
     ours = torch_step.state_of(arrays, geometry.patch)
     keys = {f"map_att.{k}.project_x.bias" for k in range(2)}  # ours has none
