@@ -7,6 +7,7 @@ import pathlib
 import time
 
 import jax
+import nibabel as nib
 import numpy as np
 import pytest
 import xarray
@@ -26,11 +27,12 @@ from ubrain_jax import (
     train,
     universal,
 )
-from ubrain_jax.atlas import fields, pooled
+from ubrain_jax.atlas import fields, pooled, prf
 
 ONE = jax.devices()[:1]
-VOLUME = {"grid": [60, 60, 60], "affine": np.diag([-2.0, 2, 2, 1]).tolist()}
-NAMES = ("t-subj01", "t-subj02", "t-subj03")
+AFFINE = np.diag([-2.0, 2, 2, 1])
+VOLUME = {"grid": [30, 30, 30], "affine": AFFINE.tolist(), "space": "func1pt8mm"}
+NAMES = ("nsd-subj01", "t-subj02", "t-subj03")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,7 @@ def workdir(make_dataset, tiny_dict, tmp_path_factory):
             vertex = np.stack([np.arange(v) % 2, np.arange(v) * 700, -np.ones(v)], 1)
             position = vertex.astype(np.int32) if "grid" not in space else None
             yield subject._replace(
+                name=subject.name.replace("t-subj01", "nsd-subj01"),
                 position=subject.position if position is None else position,
                 attrs={**subject.attrs, **space},
             )
@@ -73,7 +76,13 @@ def found(workdir):
     encoder = universal.UniversalEncoder.load(workdir, devices=ONE)
     places = {n: encoder.subject(n).position for n in NAMES}
     pictures = shown.of_stores([str(workdir.parent / "t.zarr")], places, 56, 6)
-    settings = exploration.Settings(k=3, top=2, within={"first": 2}, least_score=None)
+    settings = exploration.Settings(
+        k=3,
+        top=2,
+        within={"first": 2},
+        contrasts=(("c02", "first"), ("c01", "c03")),
+        least_score=None,
+    )
     scores = pooled.read_scores(workdir, NAMES)
     return encoder, exploration.explore(encoder, pictures, scores, settings)
 
@@ -149,6 +158,48 @@ def test_attention_of_a_group_is_that_of_its_voxels_on_its_pictures(found):
     np.testing.assert_allclose(region.attention[0, 0], total / count, atol=1e-6)
 
 
+def test_groups_are_set_against_each_other_within_each_subject(found):
+    _, whole = found
+    mixed, clusters = whole.against
+    expected = whole.of_clusters.predicted.of_subject[:, :, [0, 2]]
+    expected = np.nanmean(expected[:, :, 0] - expected[:, :, 1], 0)
+    np.testing.assert_allclose(clusters.predicted.difference, expected, atol=1e-12)
+    own = whole.of_clusters.predicted.of_subject[:, :, 1]
+    region = whole.of_regions[0].predicted.of_subject[:, :, 0]
+    expected = np.nanmean(own - region, 0)
+    np.testing.assert_allclose(mixed.predicted.difference, expected, atol=1e-12)
+    assert mixed.predicted.order[0] == np.argmax(expected)
+    assert mixed.measured is not None
+
+
+def test_fields_are_compared_with_measured_ones(workdir, tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "nsd/nsddata/ppdata/subj01/func1pt8mm"
+    folder.mkdir(parents=True)
+    for name, most in (("angle", 360), ("eccentricity", 4), ("size", 3), ("R2", 80)):
+        values = rng.uniform(0, most, VOLUME["grid"]).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, AFFINE), folder / f"prf_{name}.nii.gz")
+    given = (f"--encoder={workdir}", "--k=2", "--least_score=-1", "--nofigures")
+    given += (f"--prfs={tmp_path / 'nsd'}", "--contrast=first vs second", "--top=2")
+    with pytest.raises(errors.ConfigError, match=r"degrees.*8\.4"):
+        command(*given, f"--out={tmp_path / 'maps'}")
+    command(*given, f"--out={tmp_path / 'maps'}", "--degrees=8.4")
+    with (tmp_path / "maps/prf.csv").open(encoding="utf-8") as file:
+        [row] = csv.DictReader(file)
+    encoder = universal.UniversalEncoder.load(workdir, devices=ONE)
+    subject = encoder.subject("nsd-subj01")
+    with xarray.open_zarr(tmp_path / "maps/voxels/nsd-subj01.zarr") as table:
+        field = fields.fit(table.attention.values, degrees=8.4)
+    expected = prf.compare(field, prf.read(folder, subject))
+    assert int(row["num"]) == expected.num > 10
+    for name in ("angle", "eccentricity", "size", "distance"):
+        value = float(row[name] or "nan")  # sizes of so few patches may be all alike
+        same = pytest.approx(getattr(expected, name), abs=1e-3, nan_ok=True)
+        assert value == same
+    with (tmp_path / "maps/contrasts.csv").open(encoding="utf-8") as file:
+        assert {line["first"] for line in csv.DictReader(file)} == {"first"}
+
+
 def test_only_voxels_with_a_place_are_looked_at(found):
     _, whole = found
     surface = whole.brains[1]
@@ -205,13 +256,13 @@ def test_a_second_run_keeps_names_and_replaces_only_its_own(folder, workdir, tmp
     again = ("--encoder=" + str(workdir), f"--out={folder}", "--k=3", "--top=2")
     with pytest.raises(errors.OutputError, match="exists"):
         command(*again, "--least_score=-1")
-    command(*again, "--least_score=-1", "--overwrite", "--subjects=t-subj01")
+    command(*again, "--least_score=-1", "--overwrite", "--subjects=nsd-subj01")
     after = (folder / "clusters.csv").read_text()
     assert before != after
     drawn = {path.name for path in (folder / "figures").iterdir()}
     maps = ("cluster", "score", "eccentricity", "size", "angle", "level")
-    assert {f"t-subj01_{name}.png" for name in maps} <= drawn
-    assert {"wants.png", "embedding_pca.png"} <= drawn
+    assert {f"nsd-subj01_{name}.png" for name in maps} <= drawn
+    assert {"wants.png", "embedding_pca.png", "hierarchy.png"} <= drawn
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(errors.OutputError, match="no exploration"):
         command(f"--encoder={workdir}", f"--out={tmp_path}", "--overwrite")
@@ -226,6 +277,8 @@ def test_a_second_run_keeps_names_and_replaces_only_its_own(folder, workdir, tmp
         (["--k=1"], r"2 or more"),
         (["--least_score=2"], r"no voxel has a pearson of 2"),
         (["--subjects=t-subj1"], r"no subject 't-subj1'"),
+        (["--contrast=first vs c99", "--least_score=-1", "--k=2"], r"region 'c99'"),
+        (["--contrast=first"], r"two names"),
         (["--num_pictures=1"], r"num_pictures"),
         (["--crowd=a.zarr", "--images=b"], r"both"),
         (["--crowd=none.zarr"], r"none\.zarr"),

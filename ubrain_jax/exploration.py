@@ -6,6 +6,7 @@ together. `exploration_files` writes what is found here.
 """
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ubrain_jax.atlas import (
     clusters,
     fields,
     pooled,
+    prf,
     wants,
 )
 from ubrain_jax.maps import explorer, places
@@ -43,6 +45,8 @@ class Settings(NamedTuple):
         of: "embedding" or "function", as `clusters.fit`.
         method: "kmeans" or "mixture".
         within: Regions to split, and into how many sub-clusters each.
+        contrasts: Pairs of clusters or regions whose wants are set against each other.
+        prfs: Folder that holds nsddata, whose measured pRFs fields are compared with.
         top: Pictures shown at each end.
         degrees: Side of the pictures in degrees of visual angle; NaN: not known.
         umap: Whether the embedding is laid out by UMAP too; needs the extra `viz`.
@@ -56,6 +60,8 @@ class Settings(NamedTuple):
     of: str = "embedding"
     method: str = "kmeans"
     within: Mapping[str, int] = {}
+    contrasts: tuple[tuple[str, str], ...] = ()
+    prfs: str | None = None
     top: int = 8
     degrees: float = np.nan
     umap: bool = False
@@ -129,6 +135,20 @@ class Within(NamedTuple):
     wants: Wants
 
 
+class Against(NamedTuple):
+    """Two groups set against each other.
+
+    Attributes:
+        names: Of the groups.
+        predicted: By predicted responses.
+        measured: By measured ones; None where no subject saw a picture.
+    """
+
+    names: tuple[str, str]
+    predicted: wants.Contrast
+    measured: wants.Contrast | None
+
+
 class Exploration(NamedTuple):
     """All that was found.
 
@@ -144,6 +164,8 @@ class Exploration(NamedTuple):
         of_clusters: What they want.
         of_regions: The same of each of `voxels.roi_names`, a group of all its voxels.
         within: Sub-clusters of regions.
+        against: Groups set against each other.
+        prfs: Agreement of fields with measured pRFs, by subject.
         notes: What a reader must know, a sentence each.
     """
 
@@ -158,6 +180,8 @@ class Exploration(NamedTuple):
     of_clusters: Wants
     of_regions: tuple[Wants, ...]
     within: list[Within]
+    against: list[Against]
+    prfs: dict[str, prf.Agreement]
     notes: tuple[str, ...]
 
 
@@ -254,6 +278,8 @@ def explore(
             Within(*part, some)
             for part, some in zip(parts, all_wants[1 + count :], strict=True)
         ],
+        against=[_against(pair, of_clusters, regions) for pair in settings.contrasts],
+        prfs=_compare_prfs(brains, settings, notes),
         notes=tuple(notes),
     )
 
@@ -291,15 +317,27 @@ def check(encoder: universal.UniversalEncoder, settings: Settings) -> None:
         )
     subjects = [encoder.subject(n) for n in settings.subjects or encoder.subjects]
     known = dict.fromkeys(n for s in subjects for n in s.roi_names)
-    for roi in settings.within:
+    asked = [("within", roi) for roi in settings.within]
+    pairs = [name for pair in settings.contrasts for name in pair]
+    # Which clusters there will be is known when they are found.
+    asked += [("contrast", n) for n in pairs if not re.fullmatch(r"c\d+", n)]
+    for flag, roi in asked:
         if roi not in known:
             raise errors.ConfigError(
-                "within",
+                flag,
                 "",
                 f"no subject has a region {roi!r}",
                 f"one of {', '.join(known) or 'none: there are no regions'}",
                 errors.nearest(roi, known),
             )
+    if settings.prfs is not None and not np.isfinite(settings.degrees):
+        raise errors.ConfigError(
+            "degrees",
+            "",
+            "not given",
+            "the side of the pictures in degrees, to compare with measured pRFs",
+            f"Give it (NSD: {prf.NSD_DEGREES}).",
+        )
 
 
 def _check_enough(voxels: pooled.Pooled, settings: Settings) -> None:
@@ -467,6 +505,57 @@ def _answers(
     # z-scored over the same pictures.
     agreement = wants.agreement(wants.mean_response(seen, k, num), response)
     return predicted, response, agreement
+
+
+def _against(
+    pair: tuple[str, str], of_clusters: Wants, regions: Sequence[Wants]
+) -> Against:
+    """Two groups by name, clusters or regions."""
+    places = {name: (of_clusters, k) for k, name in enumerate(of_clusters.names)}
+    places |= {some.names[0]: (some, 0) for some in regions}
+    for name in pair:
+        if name not in places:
+            raise errors.ConfigError(
+                "contrast",
+                "",
+                f"no cluster or region {name!r}",
+                f"one of {', '.join(places)}",
+                errors.nearest(name, places),
+            )
+    found = []
+    for kind in ("predicted", "measured"):
+        both = [(getattr(places[n][0], kind), places[n][1]) for n in pair]
+        if None in (response for response, _ in both):
+            found.append(None)
+            continue
+        # Columns of the two side by side; every subject has its row in both.
+        own = [response.of_subject[:, :, k] for response, k in both]
+        whole = both[0][0]._replace(of_subject=np.stack(own, 2))
+        found.append(wants.contrast(whole, 0, 1))
+    return Against(pair, found[0], found[1])
+
+
+def _compare_prfs(
+    brains: Sequence[Brain], settings: Settings, notes: list[str]
+) -> dict[str, prf.Agreement]:
+    """Fields beside measured ones, of subjects that have any."""
+    found: dict[str, prf.Agreement] = {}
+    if settings.prfs is None:
+        return found
+    for brain in brains:
+        folder = prf.find(settings.prfs, brain.subject)
+        if folder is None:
+            notes.append(
+                f"{brain.subject.name}: no measured pRFs of its space in "
+                f"{settings.prfs}."
+            )
+            continue
+        kept = None
+        if settings.least_score is not None and np.isfinite(brain.score).any():
+            kept = brain.score >= settings.least_score
+        measured = prf.read(folder, brain.subject)
+        found[brain.subject.name] = prf.compare(brain.field, measured, kept=kept)
+    return found
 
 
 def _tops(response: wants.GroupResponse, top: int) -> np.ndarray:

@@ -5,6 +5,8 @@
     DIR/clusters.safetensors    centres and names, for the next run
     DIR/clusters.csv ...        tables
     DIR/within/ROI.csv          sub-clusters of a region
+    DIR/contrasts.csv           pictures that two groups answer differently
+    DIR/prf.csv                 fields beside NSD's measured ones
     DIR/voxels/NAME.zarr        all of each voxel
     DIR/figures/                brains, the map of the embedding, what groups want
     DIR/derivatives/            the same values as NIfTI, GIFTI, CIFTI
@@ -20,14 +22,18 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+import scipy.cluster.hierarchy
 import xarray
+from matplotlib import figure as mpl_figure
 from sklearn import decomposition
 
 import ubrain_jax
 from ubrain_jax import crowd, errors, exploration, whole
-from ubrain_jax.atlas import cluster_files, cluster_tables, flat, wants
+from ubrain_jax.atlas import cluster_files, cluster_tables, clusters, flat, prf, wants
 from ubrain_jax.maps import (
+    charts,
     cortex,
     derivatives,
     explorer,
@@ -139,6 +145,7 @@ def _settings(found: exploration.Exploration) -> dict[str, Any]:
     """NaN, which JSON has not, as null."""
     told = found.settings._asdict()
     told["within"] = dict(told["within"])
+    told["prfs"] = found.settings.prfs and pathlib.Path(found.settings.prfs).name
     if not np.isfinite(told["degrees"]):
         told["degrees"] = None
     return told
@@ -163,6 +170,12 @@ def _tables(folder: pathlib.Path, found: exploration.Exploration) -> None:
         lines = [found.choice.candidates[0]._fields, *found.choice.candidates]
         _write_csv(folder / "choice_of_k.csv", lines)
     _write_csv(folder / "wants.csv", list(_wants_lines(found)))
+    if found.against:
+        _write_csv(folder / "contrasts.csv", list(_contrast_lines(found)))
+    if found.prfs:
+        lines = [("subject", *prf.Agreement._fields)]
+        lines += [(name, *own) for name, own in found.prfs.items()]
+        _write_csv(folder / "prf.csv", lines)
     for part in found.within:
         stem = folder / "within" / file_name(part.roi)
         cluster_tables.write_csv(stem.with_suffix(".csv"), part.rows, names)
@@ -200,6 +213,21 @@ def _wants_lines(found: exploration.Exploration) -> Iterator[tuple]:
                     count = int(some.measured.num_subjects[picture, group])
                 predicted = float(some.predicted.mean[picture, group])
                 yield kind, name, picture_id, predicted, measured, count
+
+
+def _contrast_lines(found: exploration.Exploration) -> Iterator[tuple]:
+    """How much more the first group answers each picture than the second."""
+    head = ("first", "second", "picture", "predicted_z", "predicted_t", "measured_z")
+    yield (*head, "num_subjects_measured")
+    for pair in found.against:
+        for picture, picture_id in enumerate(found.pictures.ids):
+            measured, count = float("nan"), 0
+            if pair.measured is not None:
+                measured = float(pair.measured.difference[picture])
+                count = int(pair.measured.num_subjects[picture])
+            told = float(pair.predicted.difference[picture])
+            t = float(pair.predicted.t[picture])
+            yield *pair.names, picture_id, told, t, measured, count
 
 
 def _voxels(
@@ -289,14 +317,30 @@ def _figures(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
                     )
             notes += [f"{subject.name}: {line}" for line in said]
         except errors.InputError as error:
-            notes.append(f"{subject.name} is in no picture of a brain: {error}")
+            notes.append(
+                f"{subject.name} is in no picture of a brain: {_why(error, folder)}"
+            )
     _embedding_figure(folder / "embedding", found)
     _draw_wants(folder / "wants.png", found, found.of_clusters, "cluster")
     for part in found.within:
         path = folder / f"within_{file_name(part.roi)}.png"
         _draw_wants(path, found, part.wants, f"sub-cluster of {part.roi}")
-        _draw_contrast(path.with_stem(f"{path.stem}_contrast"), found, part)
+        names, response = part.wants.names, part.wants.predicted
+        pairs = [
+            (f"{names[0]} - {names[k]}", wants.contrast(response, 0, k))
+            for k in range(1, len(names))
+        ]
+        _draw_contrasts(path.with_stem(f"{path.stem}_contrast"), found, pairs, part.roi)
+    if found.against:
+        pairs = [(" - ".join(pair.names), pair.predicted) for pair in found.against]
+        _draw_contrasts(folder / "contrasts.png", found, pairs, "all subjects")
+    _draw_hierarchy(folder / "hierarchy.png", found.clusters)
     return notes
+
+
+def _why(error: errors.InputError, folder: pathlib.Path) -> str:
+    """Without the folder that is being filled, whose name nobody will find."""
+    return str(error).replace(f"{folder}{os.sep}", "").removeprefix(f"{folder}:")
 
 
 def _outlines(subject: bundle.Subject) -> list[str]:
@@ -354,21 +398,50 @@ def _draw_wants(
     wanted.draw(path, found.pictures.pixels, heads, rows, caption)
 
 
-def _draw_contrast(
-    path: pathlib.Path, found: exploration.Exploration, part: exploration.Within
+def _draw_contrasts(
+    path: pathlib.Path,
+    found: exploration.Exploration,
+    pairs: Sequence[tuple[str, wants.Contrast]],
+    what: str,
 ) -> None:
-    """Pictures that tell each sub-cluster from the first."""
-    some, top, rows = part.wants, found.settings.top, []
-    for other in range(1, len(some.names)):
-        order = wants.contrast(some.predicted, 0, other).order.tolist()
-        name = f"{some.names[0]} - {some.names[other]}"
+    """Pictures that tell the groups of each pair apart."""
+    top, rows = found.settings.top, []
+    for name, contrast in pairs:
+        order = contrast.order.tolist()
         rows.append(wanted.Row(name, [order[:top], order[::-1][:top]]))
     caption = (
-        f"{part.roi}: pictures by the difference of the predicted responses of two "
-        "sub-clusters, mean over subjects."
+        f"{what}: pictures by the difference of the predicted responses of two groups, "
+        "mean over subjects."
     )
     heads = ["more for the first", "more for the second"]
     wanted.draw(path, found.pictures.pixels, heads, rows, caption)
+
+
+def _draw_hierarchy(path: pathlib.Path, found: clusters.Clusters) -> None:
+    """Which clusters merge first."""
+    names = [f"{n} ({c})" for n, c in zip(found.names, _sizes(found), strict=True)]
+    with matplotlib.rc_context(pages.STYLE):
+        fig = mpl_figure.Figure(
+            figsize=(6.4, 1.4 + 0.22 * len(names)), layout="constrained"
+        )
+        ax = fig.add_subplot()
+        scipy.cluster.hierarchy.dendrogram(
+            found.tree,
+            labels=names,
+            orientation="right",
+            ax=ax,
+            link_color_func=lambda _: pages.BLUE,
+        )
+        ax.set_xlabel("distance at which clusters merge")
+        ax.spines["left"].set_visible(False)
+        text = "Clusters (voxels): two are near where their nearest voxels are alike."
+        charts.write_caption(fig, text)
+        with whole.writing(path) as unfinished:
+            fig.savefig(unfinished, format="png", dpi=130)
+
+
+def _sizes(found: clusters.Clusters) -> list[int]:
+    return np.bincount(found.label, minlength=len(found.names)).tolist()
 
 
 def _derivatives(folder: pathlib.Path, found: exploration.Exploration) -> list[str]:
@@ -387,7 +460,9 @@ def _derivatives(folder: pathlib.Path, found: exploration.Exploration) -> list[s
                 folder, one.subject, maps, labels, desc="explore", units=units
             )
         except errors.InputError as error:
-            notes.append(f"{one.subject.name} is in no file of maps: {error}")
+            notes.append(
+                f"{one.subject.name} is in no file of maps: {_why(error, folder)}"
+            )
     return notes
 
 

@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
         of=values.of,
         method=values.method,
         within=parse_within(values.within),
+        contrasts=parse_contrasts(values.contrast),
+        prfs=values.prfs,
         top=values.top,
         degrees=np.nan if values.degrees is None else values.degrees,
         umap=values.umap,
@@ -76,6 +78,11 @@ def main(argv: list[str]) -> int:
         overwrite=values.overwrite,
     )
     print(summary(found))
+    for name, own in found.prfs.items():
+        print(
+            f"{name}: pRFs of {own.num} voxels, angle r {own.angle:.2f}, eccentricity "
+            f"rho {own.eccentricity:.2f}, centres {own.distance:.2f} degrees apart"
+        )
     for note in notes:
         print(f"note: {note}")
     print(
@@ -98,6 +105,28 @@ def parse_within(words: list[str]) -> dict[str, int]:
             name, count = word, "2"
         found[name] = int(count)
     return found
+
+
+def parse_contrasts(words: list[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of groups.
+
+    Example:
+        >>> parse_contrasts(["PPA vs FFA-1", "c01 vs c05"])
+        (('PPA', 'FFA-1'), ('c01', 'c05'))
+    """
+    found = []
+    for word in words:
+        first, middle, second = (part.strip() for part in word.partition(" vs "))
+        if not (first and middle and second):
+            raise errors.ConfigError(
+                "--contrast",
+                "",
+                repr(word),
+                "two names of clusters or regions, as 'PPA vs FFA-1'",
+                "Write it so.",
+            )
+        found.append((first, second))
+    return tuple(found)
 
 
 def open_pictures(
@@ -220,6 +249,12 @@ def define_flags() -> None:
     flags.DEFINE_list("subjects", [], "Only these subjects.")
     flags.DEFINE_list(
         "within", [], "Regions to split into sub-clusters, for example PPA:2,FFA:3."
+    )
+    flags.DEFINE_list(
+        "contrast", [], "Clusters or regions to compare, as 'PPA vs FFA-1,c01 vs c05'."
+    )
+    flags.DEFINE_string(
+        "prfs", None, "NSD's folder (holds nsddata): fields are compared with its pRFs."
     )
     flags.DEFINE_enum("score", "pearson", pooled.SCORES, "Score that chooses voxels.")
     flags.DEFINE_float("least_score", 0.1, "Voxels below are in no cluster.")

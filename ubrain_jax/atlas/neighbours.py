@@ -61,10 +61,12 @@ def nearest(
         >>> from ubrain_jax.atlas import pooled
         >>> from ubrain_jax.model import bundle
         >>> def subject(name, rows):
-        ...     return bundle.Subject(name, np.float32(rows), np.zeros((2, 3), int),
-        ...         np.zeros((2, 0), bool), (), np.zeros(2), {}, {})
-        >>> both = pooled.pool([subject("a", [[1, 0], [0, 1]]),
-        ...                     subject("b", [[2, 0], [3, 3]])])
+        ...     none = np.zeros((2, 0), bool)
+        ...     place, ncsnr = np.zeros((2, 3), int), np.zeros(2)
+        ...     rows = np.float32(rows)
+        ...     return bundle.Subject(name, rows, place, none, (), ncsnr, {}, {})
+        >>> a = subject("a", [[1, 0], [0, 1]])
+        >>> both = pooled.pool([a, subject("b", [[2, 0], [3, 3]])])
         >>> nearest(both, np.array([0]), 2, other_brains=True).row.tolist()
         [[2, 3]]
     """
