@@ -7,8 +7,6 @@ Neighbouring voxels are not independent, so p is too small: read how many times 
 first.
 """
 
-import csv
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -17,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from ubrain_jax import errors, significance, whole
+from ubrain_jax import errors, significance
 from ubrain_jax.atlas import cluster_agreement, clusters, pooled
+from ubrain_jax.maps import tables
 
 
 class Region(NamedTuple):
@@ -203,7 +202,7 @@ def write_csv(
     for row in rows:
         values = [getattr(row, name) for name in fields]
         lines.append([*values[:at], *row.subjects, *values[at:]])
-    _write(path, [head, *lines])
+    tables.write_csv(path, [head, *lines])
 
 
 def write_regions_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
@@ -217,15 +216,4 @@ def write_regions_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
         errors.OutputError: If it cannot be written.
     """
     lines = [(row.name, *region) for row in rows for region in row.regions]
-    _write(path, [("cluster", "region", *Region._fields[1:]), *lines])
-
-
-def _write(path: str | os.PathLike, lines: Sequence[Sequence[object]]) -> None:
-    """Undefined numbers are empty cells."""
-    text = io.StringIO()
-    undefined = [
-        ["" if isinstance(x, float) and math.isnan(x) else x for x in line]
-        for line in lines
-    ]
-    csv.writer(text, lineterminator="\n").writerows(undefined)
-    whole.write_text(path, text.getvalue())
+    tables.write_csv(path, [("cluster", "region", *Region._fields[1:]), *lines])

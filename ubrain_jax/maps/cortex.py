@@ -19,14 +19,12 @@ from matplotlib import figure as mpl_figure
 from nilearn import datasets
 
 from ubrain_jax import errors, whole
-from ubrain_jax.maps import brain, charts, pages, shades, slices, surface
+from ubrain_jax.maps import brain, charts, pages, places, shades, slices, surface
 from ubrain_jax.model import bundle
 
 ENDINGS = (".png", ".svg")
 VIEWS = ("inflated", "flat")
 MESH = "fsaverage5"
-# FreeSurfer's icosahedra: the vertices of each are the first ones of the next.
-_NESTED = ("fsaverage5", "fsaverage6", "fsaverage")
 _SIDES = ("left", "right")
 _DPI = 160
 # Pixels of a panel, 1.5 times those of the picture, so that edges come out smooth.
@@ -266,12 +264,12 @@ def _panels(
     if meshes is not None:
         return _of_meshes(path, nums, meshes), []
     space = str(subject.attrs.get("space"))
-    if space not in _NESTED or nums != [surface.VERTICES[space]] * 2:
+    if space not in places.NESTED or nums != [surface.VERTICES[space]] * 2:
         raise errors.ConfigError(
             path,
             subject.name,
             f"no mesh of its surface ({space}, {nums[0]:,} and {nums[1]:,} vertices)",
-            f"a subject on {', '.join(_NESTED)}, or meshes",
+            f"a subject on {', '.join(places.NESTED)}, or meshes",
             "Pass meshes=(left, right): .surf.gii files with as many vertices; what "
             "comes along is fsaverage5 alone.",
         )

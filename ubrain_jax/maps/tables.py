@@ -3,10 +3,11 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ubrain_jax import metrics, studies
+from ubrain_jax import metrics, studies, whole
 
 READING_TESTS = """\
 How to read the tests:
@@ -169,3 +170,18 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
         known = metrics.null_for_nan(row)
         writer.writerow({k: "" if v is None else v for k, v in known.items()})
     return out.getvalue()
+
+
+def write_csv(path: str | os.PathLike, lines: Iterable[Sequence[object]]) -> None:
+    """Writes lines of cells, UTF-8, whole or not at all; NaN are empty cells.
+
+    Raises:
+        errors.OutputError: If it cannot be written.
+    """
+    text = io.StringIO()
+    undefined = (
+        ["" if isinstance(x, float) and math.isnan(x) else x for x in line]
+        for line in lines
+    )
+    csv.writer(text, lineterminator="\n").writerows(undefined)
+    whole.write_text(path, text.getvalue())
