@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs/api.md"
 # Modules in the order of the page, and what is shown of each.
 SHOWN = {
-    "universal": ("UniversalEncoder", "Block"),
+    "universal": ("UniversalEncoder", "Block", "Features"),
     "datasets.given": ("open_pictures", "Given"),
     "fit": ("Settings",),
     "predict": ("to_file",),

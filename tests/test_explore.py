@@ -293,6 +293,20 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_names_are_kept_of_the_run_that_is_named_or_replaced(folder, workdir, tmp_path):
+    sha256 = universal.UniversalEncoder.load(workdir).sha256
+    there, none = str(folder), str(tmp_path)
+    assert explore.earlier(None, there, sha256, "embedding") is not None
+    assert explore.earlier(there, none, sha256, "embedding") is not None
+    assert explore.earlier(None, none, sha256, "embedding") is None
+    # A retrained encoder replaces what the old one left.
+    assert explore.earlier(None, there, "0" * 64, "embedding") is None
+    with pytest.raises(errors.MissingInputError):
+        explore.earlier(none, there, sha256, "embedding")
+    with pytest.raises(errors.InputError, match="clusters of encoder"):
+        explore.earlier(there, none, "0" * 64, "embedding")
+
+
 def test_an_encoder_without_its_run_needs_pictures_and_clusters_all_voxels(
     workdir, tmp_path
 ):

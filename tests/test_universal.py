@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import xarray
 from PIL import Image
 
 import ubrain_jax
@@ -72,6 +73,18 @@ def test_one_picture_at_a_time_gives_the_same(enc, images):
     together = enc.predict(images, subject="t-subj01").values
     alone = [enc.predict(x, subject="t-subj01").values[0] for x in images]
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_features_stand_for_their_pictures(enc, images):
+    features = enc.features(images)
+    assert features.values.dtype == np.float32
+    assert len(features.ids) == len(features.values) == len(images)
+    for ask in (enc.predict, enc.attention, enc.mean_attention):
+        direct = ask(images, subject="t-subj02", voxels=[3, 1])
+        through = ask(features, subject="t-subj02", voxels=[3, 1])
+        xarray.testing.assert_allclose(through, direct, rtol=1e-6, atol=1e-6)
+    with pytest.raises(errors.InputError, match="pictures themselves"):
+        enc.score(features, np.zeros((len(images), 23)), subject="t-subj02")
 
 
 def test_regions_and_voxels_choose_columns_with_their_coordinates(enc, images):

@@ -230,6 +230,7 @@ def explore(
     found, choice = _cluster(voxels, settings, shared)
     if previous is not None:
         found = clusters.rename(found, previous)
+    _check_contrasts(settings, (*found.names, *voxels.roi_names))
     agreement = _across(voxels, found, shared, settings.seed, notes)
     rows = cluster_tables.table(voxels, found, agreement and agreement.label)
     parts = [
@@ -238,8 +239,9 @@ def explore(
     ]
     labels = _labels(voxels, found.label, subjects)
     most = LOOKED_AT // len(subjects)
+    features = encoder.features(pictures.pixels)  # once for all subjects
     brains = [
-        _look(encoder, pictures, subject, scores, label, settings, most)
+        _look(encoder, pictures, features, subject, scores, label, settings, most)
         for subject, label in zip(
             tqdm.tqdm(subjects, desc="subjects", disable=None, delay=2),
             labels,
@@ -256,7 +258,7 @@ def explore(
     ]
     answers = [_answers(some, brains) for some in sets]
     tops = [_tops(predicted, settings.top) for predicted, *_ in answers]
-    brains, attention = _attend(encoder, pictures, brains, sets, tops, settings.top)
+    brains, attention = _attend(encoder, features, brains, sets, tops, settings.top)
     all_wants = [
         Wants(some.names, *answer, seen, _mean_field(some, brains))
         for some, answer, seen in zip(sets, answers, attention, strict=True)
@@ -358,20 +360,34 @@ def _check_enough(voxels: pooled.Pooled, settings: Settings) -> None:
         )
 
 
+def _check_contrasts(settings: Settings, known: Sequence[str]) -> None:
+    """Refuses a name of no cluster and no region, before pictures are looked at."""
+    for name in (name for pair in settings.contrasts for name in pair):
+        if name not in known:
+            raise errors.ConfigError(
+                "contrast",
+                "",
+                f"no cluster or region {name!r}",
+                f"one of {', '.join(known)}",
+                errors.nearest(name, known),
+            )
+
+
 def _cluster(
     voxels: pooled.Pooled, settings: Settings, shared: Mapping[str, Any]
 ) -> tuple[clusters.Clusters, cluster_choice.Choice | None]:
     """Clusters of all subjects, as many as asked for or as are stable."""
-    how = {
-        "of": settings.of,
-        "shared": shared,
-        "method": settings.method,
-        "seed": settings.seed,
-    }
+    how = _how(settings, shared)
     if settings.k is None:
         choice = cluster_choice.choose_k(voxels, **how)
         return clusters.fit(voxels, choice.k, **how), choice
     return clusters.fit(voxels, settings.k, **how), None
+
+
+def _how(settings: Settings, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of everything that clusters."""
+    names = ("of", "method", "seed")
+    return {"shared": shared, **{name: getattr(settings, name) for name in names}}
 
 
 def _across(
@@ -403,20 +419,14 @@ def _subdivide(
 ) -> tuple[str, pooled.Pooled, clusters.Clusters, list[cluster_tables.Row]]:
     """Sub-clusters of the scored voxels of a region: a `Within` without its wants."""
     own = voxels.take(wants.in_region(voxels, roi, least=max(k, 2)))
-    found = clusters.fit(
-        own,
-        k,
-        of=settings.of,
-        shared=shared,
-        method=settings.method,
-        seed=settings.seed,
-    )
+    found = clusters.fit(own, k, **_how(settings, shared))
     return roi, own, found, cluster_tables.table(own, found)
 
 
 def _look(
     encoder: universal.UniversalEncoder,
     pictures: shown.Shown,
+    features: universal.Features,
     subject: bundle.Subject,
     scores: Mapping[str, np.ndarray] | None,
     label: np.ndarray,
@@ -424,12 +434,9 @@ def _look(
     most: int,
 ) -> Brain:
     """What one subject's voxels answer and where they look on average."""
-    predicted = encoder.predict(pictures.pixels, subject=subject.name).values
-    looked = encoder.mean_attention(pictures.pixels, subject=subject.name)
-    weight = fields.tap_weights(looked.covariance.values)
-    found = fields.fit(
-        fields.combine(looked.spatial.values, weight), degrees=settings.degrees
-    )
+    predicted = encoder.predict(features, subject=subject.name).values
+    looked = encoder.mean_attention(features, subject=subject.name)
+    found, levels = fields.of_attention(looked, degrees=settings.degrees)
     drawn = np.flatnonzero(places.of_subject(subject).shown)
     score = np.full(len(subject.embedding), np.nan, np.float32)
     if scores is not None:
@@ -441,8 +448,8 @@ def _look(
         predicted,
         pictures.measured.get(subject.name),
         found,
-        fields.level(weight).level,
-        weight,
+        levels.level,
+        fields.tap_weights(looked.covariance.values),
         drawn[explorer.even_subset(label[drawn], most, settings.seed)],
         np.empty(0, np.float32),
     )
@@ -513,15 +520,6 @@ def _against(
     """Two groups by name, clusters or regions."""
     places = {name: (of_clusters, k) for k, name in enumerate(of_clusters.names)}
     places |= {some.names[0]: (some, 0) for some in regions}
-    for name in pair:
-        if name not in places:
-            raise errors.ConfigError(
-                "contrast",
-                "",
-                f"no cluster or region {name!r}",
-                f"one of {', '.join(places)}",
-                errors.nearest(name, places),
-            )
     found = []
     for kind in ("predicted", "measured"):
         both = [(getattr(places[n][0], kind), places[n][1]) for n in pair]
@@ -570,7 +568,7 @@ def _tops(response: wants.GroupResponse, top: int) -> np.ndarray:
 
 def _attend(
     encoder: universal.UniversalEncoder,
-    pictures: shown.Shown,
+    features: universal.Features,
     brains: Sequence[Brain],
     sets: Sequence[_Set],
     tops: Sequence[np.ndarray],
@@ -594,11 +592,10 @@ def _attend(
         own = np.argsort(-brain.predicted[:, rows], axis=0, kind="stable")[:count].T
         kept = np.zeros((len(rows), count, *grid), np.float32)
         known = np.isfinite(brain.share[rows]).all(1)
-        for start in range(0, len(pictures.ids), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            looked = encoder.attention(
-                pictures.pixels[block], subject=brain.subject.name, voxels=rows
-            )
+        for start in range(0, len(features.ids), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            block = universal.Features(features.ids[some], features.values[some])
+            looked = encoder.attention(block, subject=brain.subject.name, voxels=rows)
             for picture, spatial in enumerate(looked.spatial.values, start):
                 seen = fields.combine(spatial, brain.share[rows])  # (v, side, side)
                 voxel, place = np.nonzero(own == picture)

@@ -14,8 +14,6 @@
 The folder comes whole or not at all.
 """
 
-import csv
-import io
 import json
 import os
 import pathlib
@@ -27,11 +25,18 @@ import numpy as np
 import scipy.cluster.hierarchy
 import xarray
 from matplotlib import figure as mpl_figure
-from sklearn import decomposition
 
 import ubrain_jax
 from ubrain_jax import crowd, errors, exploration, whole
-from ubrain_jax.atlas import cluster_files, cluster_tables, clusters, flat, prf, wants
+from ubrain_jax.atlas import (
+    cluster_files,
+    cluster_tables,
+    clusters,
+    flat,
+    pooled,
+    prf,
+    wants,
+)
 from ubrain_jax.maps import (
     charts,
     cortex,
@@ -40,6 +45,7 @@ from ubrain_jax.maps import (
     pages,
     places,
     shades,
+    tables,
     wanted,
 )
 from ubrain_jax.model import bundle
@@ -151,31 +157,20 @@ def _settings(found: exploration.Exploration) -> dict[str, Any]:
     return told
 
 
-def _write_csv(path: pathlib.Path, lines: Sequence[Sequence[object]]) -> None:
-    """Undefined numbers are empty cells."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for line in lines:
-        writer.writerow(
-            ["" if isinstance(x, float) and not np.isfinite(x) else x for x in line]
-        )
-    whole.write_text(path, text.getvalue())
-
-
 def _tables(folder: pathlib.Path, found: exploration.Exploration) -> None:
     names = found.voxels.names
     cluster_tables.write_csv(folder / "clusters.csv", found.rows, names)
     cluster_tables.write_regions_csv(folder / "regions.csv", found.rows)
     if found.choice is not None:
         lines = [found.choice.candidates[0]._fields, *found.choice.candidates]
-        _write_csv(folder / "choice_of_k.csv", lines)
-    _write_csv(folder / "wants.csv", list(_wants_lines(found)))
+        tables.write_csv(folder / "choice_of_k.csv", lines)
+    tables.write_csv(folder / "wants.csv", _wants_lines(found))
     if found.against:
-        _write_csv(folder / "contrasts.csv", list(_contrast_lines(found)))
+        tables.write_csv(folder / "contrasts.csv", _contrast_lines(found))
     if found.prfs:
         lines = [("subject", *prf.Agreement._fields)]
         lines += [(name, *own) for name, own in found.prfs.items()]
-        _write_csv(folder / "prf.csv", lines)
+        tables.write_csv(folder / "prf.csv", lines)
     for part in found.within:
         stem = folder / "within" / file_name(part.roi)
         cluster_tables.write_csv(stem.with_suffix(".csv"), part.rows, names)
@@ -526,7 +521,7 @@ def _brain(
     space, kind, position = str(subject.attrs.get("space")), where.kind, where.position
     axes = where.axes
     if kind == "none":  # nothing to lay them on but what they do
-        kind, position = "volume", _by_embedding(subject.embedding)
+        kind, position = "volume", _by_embedding(subject)
         axes = ("PC 1", "PC 2", "-")
         space = "no place known: laid out by embedding"
     return explorer.Brain(
@@ -548,10 +543,9 @@ def _brain(
     )
 
 
-def _by_embedding(embedding: np.ndarray) -> np.ndarray:
-    """(V, 3) the first two principal components of unit embeddings, 100 wide, and 0."""
-    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-30)
-    at = decomposition.PCA(2, random_state=0).fit_transform(unit)
+def _by_embedding(subject: bundle.Subject) -> np.ndarray:
+    """(V, 3) its own map of embeddings by PCA, 100 wide, and 0."""
+    at = flat.map2d(pooled.pool([subject])).xy
     at = 100 * at / max(float(np.ptp(at)), 1e-30)
     return np.pad(at, ((0, 0), (0, 1)))
 

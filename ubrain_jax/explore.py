@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         pictures,
         scores,
         settings,
-        previous=earlier(values.previous or values.out, encoder.sha256, settings.of),
+        previous=earlier(values.previous, values.out, encoder.sha256, settings.of),
     )
     notes = exploration_files.write(
         values.out,
@@ -179,12 +179,21 @@ def stores_of_run(path: str) -> list[str]:
         return []
 
 
-def earlier(folder: str, encoder_sha256: str, of: str) -> clusters.Clusters | None:
-    """Clusters of an earlier exploration of the same encoder, to keep their names."""
-    path = pathlib.Path(folder) / "clusters.safetensors"
-    if not path.is_file():
-        return None
-    found = cluster_files.read(path, encoder_sha256)
+def earlier(
+    previous: str | None, out: str, encoder_sha256: str, of: str
+) -> clusters.Clusters | None:
+    """Clusters whose names are kept: those asked for, or of what is replaced.
+
+    Raises:
+        errors.InputError: If those asked for are not there or of another encoder.
+    """
+    name = "clusters.safetensors"
+    if previous is not None:
+        return cluster_files.read(pathlib.Path(previous) / name, encoder_sha256)
+    try:
+        found = cluster_files.read(pathlib.Path(out) / name, encoder_sha256)
+    except errors.InputError:
+        return None  # nothing is replaced, or what another encoder left
     return found if found.of == of else None
 
 

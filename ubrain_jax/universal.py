@@ -52,6 +52,21 @@ class Block(NamedTuple):
     values: np.ndarray
 
 
+class Features(NamedTuple):
+    """What the network makes of M pictures, so that it need not look again.
+
+    `predict`, `predict_blocks`, `attention` and `mean_attention` take it in place of
+    the pictures.
+
+    Attributes:
+        ids: (M,) of the pictures.
+        values: (M, L, P, C) float32.
+    """
+
+    ids: tuple[str, ...]
+    values: np.ndarray
+
+
 class _Compiled(NamedTuple):
     """What is read and compiled once, when first needed."""
 
@@ -248,6 +263,23 @@ class UniversalEncoder:
 
     # 3. Predictions --------------------------------------------------------------
 
+    def features(self, images: Any, *, background: str | None = None) -> Features:
+        """Runs the network on pictures, once for all that is then asked of them.
+
+        Args:
+            images: M pictures in any form that the class names.
+            background: As in `predict`.
+
+        Returns:
+            Features in memory, L * P * C * 4 bytes a picture: 0.66 MB for the paper's
+            encoder.
+        """
+        opened = self._open(images, background)
+        blocks = [
+            np.asarray(values)[: len(ids)] for ids, values in self._features(opened)
+        ]
+        return Features(opened.ids, np.concatenate(blocks))
+
     def predict(
         self,
         images: Any,
@@ -271,14 +303,14 @@ class UniversalEncoder:
             within session), with coordinates image (id), voxel (number in the
             subject), ncsnr, x, y, z (position) and one per region, `roi_NAME`.
         """
-        opened = self._open(images, background)
+        opened = self._take(images, background)
         return self._predict(opened, subject, self._choose(subject, roi, voxels))
 
     def _predict(
-        self, opened: given.Given, subject: str, chosen: np.ndarray
+        self, opened: given.Given | Features, subject: str, chosen: np.ndarray
     ) -> xarray.DataArray:
         """As `predict`, of voxels by number."""
-        out = np.empty((len(opened), len(chosen)), np.float32)
+        out = np.empty((len(opened.ids), len(chosen)), np.float32)
         start = 0
         for block in self._blocks(opened, self.subject(subject).embedding[chosen]):
             out[start : start + len(block.ids)] = block.values
@@ -301,7 +333,7 @@ class UniversalEncoder:
         background: str | None = None,
     ) -> Iterator[Block]:
         """As `predict`, a block of pictures at a time, for results beyond memory."""
-        opened = self._open(images, background)
+        opened = self._take(images, background)
         chosen = self._choose(subject, roi, voxels)
         return self._blocks(opened, self.subject(subject).embedding[chosen])
 
@@ -332,13 +364,13 @@ class UniversalEncoder:
             and share (voxel, tap, channel), their absolute values scaled to sum to 1.
             NaN in spatial: a patch that the head does not see.
         """
-        opened = self._open(images, background)
+        opened = self._take(images, background)
         chosen = self._choose(subject, roi, voxels)
         rows = self.subject(subject).embedding[chosen]
         settings, geometry = self.config.backbone, self._bundle.backbone.geometry
         places = encoder.token_places(self.config, geometry)
         side, taps = settings.image_px // geometry.patch, len(settings.taps)
-        shape = (len(opened), len(rows), taps)
+        shape = (len(opened.ids), len(rows), taps)
         grid = np.full((*shape, side * side), np.nan, np.float32)
         elsewhere, added = (np.empty(shape, np.float32) for _ in range(2))
         on_grid = places >= 0
@@ -406,10 +438,10 @@ class UniversalEncoder:
         Raises:
             errors.InputError: If there are fewer than 2 pictures.
         """
-        opened = self._open(images, background)
-        if len(opened) < 2:
+        opened = self._take(images, background)
+        if len(opened.ids) < 2:
             raise errors.InputError(
-                "images", "", f"{len(opened)} picture", "2 or more", "Give more."
+                "images", "", f"{len(opened.ids)} picture", "2 or more", "Give more."
             )
         chosen = self._choose(subject, roi, voxels)
         rows = self.subject(subject).embedding[chosen]
@@ -425,7 +457,7 @@ class UniversalEncoder:
                 )
                 totals[k] = new if totals[k] is None else add(totals[k], new)
         parts = [
-            [np.asarray(x)[: len(rows[some])] / len(opened) for x in total]
+            [np.asarray(x)[: len(rows[some])] / len(opened.ids) for x in total]
             for total, (some, _) in zip(totals, chunks, strict=True)
         ]
         weights, added, pairs = (np.concatenate(x) for x in zip(*parts, strict=True))
@@ -457,7 +489,7 @@ class UniversalEncoder:
             attrs={
                 "subject": subject,
                 "patch_px": geometry.patch,
-                "num_images": len(opened),
+                "num_images": len(opened.ids),
             },
         )
 
@@ -707,8 +739,18 @@ class UniversalEncoder:
             )
 
     def _open(self, images: Any, background: str | None) -> given.Given:
+        if isinstance(images, Features):
+            raise errors.InputError(
+                "images", "", "features", "pictures", "Give the pictures themselves."
+            )
         px = self.config.backbone.image_px
         return given.open_pictures(images, px, background=background)
+
+    def _take(self, images: Any, background: str | None) -> given.Given | Features:
+        """Pictures, or what the network made of them."""
+        if isinstance(images, Features):
+            return images
+        return self._open(images, background)
 
     def _choose(self, subject: str, roi: Any, voxels: Any) -> np.ndarray:
         """Numbers of the voxels asked for, (n,)."""
@@ -765,7 +807,9 @@ class UniversalEncoder:
         )
         return functional, share
 
-    def _blocks(self, opened: given.Given, rows: np.ndarray) -> Iterator[Block]:
+    def _blocks(
+        self, opened: given.Given | Features, rows: np.ndarray
+    ) -> Iterator[Block]:
         """Predictions of embeddings (n, E), a block of pictures at a time."""
         compiled = self._ready()
         chunks = list(self._chunks(rows))
@@ -777,29 +821,32 @@ class UniversalEncoder:
                 values[:, some] = np.asarray(block)[: len(ids), :size]
             yield Block(ids, values)
 
-    def _features(self, opened: given.Given) -> Iterator[tuple[tuple[str, ...], Any]]:
+    def _features(
+        self, opened: given.Given | Features
+    ) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Ids and features (size, L, P, C) of blocks of pictures, on the devices."""
         compiled = self._ready()
-        size = _bucket(len(opened), self._batch, compiled.mesh.size)
-        bar = tqdm.tqdm(total=len(opened), desc="pictures", disable=None, delay=2)
+        mesh, count = compiled.mesh, len(opened.ids)
+        size = _bucket(count, self._batch, mesh.size)
+        bar = tqdm.tqdm(total=count, desc="pictures", disable=None, delay=2)
         with bar:
-            for some in _slices(len(opened), size):
-                pictures = opened.read(some)
-                padded = np.zeros((size, *pictures.shape[1:]), np.uint8)
-                padded[: len(pictures)] = pictures
-                placed = sharding.put(compiled.mesh, sharding.IMAGES, padded)
-                features = compiled.programs.features(*compiled.weights, placed)
+            for some in _slices(count, size):
+                if isinstance(opened, Features):
+                    padded = _padded(opened.values[some], size)
+                    features = sharding.put(mesh, sharding.REPLICATED, padded)
+                else:
+                    padded = _padded(opened.read(some), size)
+                    placed = sharding.put(mesh, sharding.IMAGES, padded)
+                    features = compiled.programs.features(*compiled.weights, placed)
                 yield opened.ids[some], features
-                bar.update(len(pictures))
+                bar.update(len(opened.ids[some]))
 
     def _chunks(self, rows: np.ndarray) -> Iterator[tuple[slice, jax.Array]]:
         """Embeddings (n, E) in chunks of one size, on the devices."""
         mesh = self._ready().mesh
         size = _bucket(len(rows), self._chunk, mesh.shape["voxel"])
         for some in _slices(len(rows), size):
-            padded = np.zeros((size, rows.shape[1]), np.float32)
-            padded[: len(rows[some])] = rows[some]
-            yield some, sharding.put(mesh, sharding.TABLE, padded)
+            yield some, sharding.put(mesh, sharding.TABLE, _padded(rows[some], size))
 
     def _count_seen(self, hashes: Sequence[str], subject: str) -> int | None:
         """How many pictures shaped what predicts them; None where that is not known."""
@@ -860,6 +907,13 @@ def _regions(near: pooled.Pooled) -> np.ndarray:
     """Names of the regions of each voxel, with commas between."""
     names = np.array(near.roi_names, dtype=str)
     return np.array([", ".join(names[inside]) for inside in near.roi], dtype=str)
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """With rows of 0 behind, so that a program of one shape serves."""
+    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
+    return out
 
 
 def _bucket(count: int, most: int, multiple: int) -> int:
