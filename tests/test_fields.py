@@ -162,7 +162,7 @@ def test_attention_in_the_tap_that_drives_the_prediction_gives_the_field():
         }
     )
     found, levels = fields.of_attention(seen, degrees=8.4)
-    np.testing.assert_allclose(found.x[1:], truth[1:, 0], atol=1e-2)
+    np.testing.assert_allclose(found.x[1:], truth[1:, 0], atol=1e-4)
     np.testing.assert_allclose(levels.level, [np.nan, 2, 2, 2, 2, 2])
     assert np.isnan(found.x[0])
     assert found.degrees == 8.4

@@ -71,7 +71,8 @@ def test_a_child_that_does_not_start_says_why():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
 def test_the_peak_is_that_of_the_steps():
-    with child(steps=["fill", "wait"], mb=200) as own:
+    # Some more than is asked for below: the kernel counts pages with a lag.
+    with child(steps=["fill", "wait"], mb=210) as own:
         before = own.peak()
         own.run("fill", 1)
         after = own.peak()

@@ -96,6 +96,25 @@ class Brain(NamedTuple):
     top_attention: np.ndarray
 
 
+def maps_of(one: Brain) -> dict[str, tuple[str, np.ndarray, str]]:
+    """Name -> words with the unit, (V,) values, kind of colours."""
+    field = one.field
+    unit, scale = "picture widths", 1.0
+    if np.isfinite(field.degrees):
+        unit, scale = "degrees", field.degrees
+    return {
+        "score": ("score", one.score, "continuous"),
+        "eccentricity": (
+            f"eccentricity ({unit})",
+            field.eccentricity * scale,
+            "continuous",
+        ),
+        "size": (f"size of the field ({unit})", field.size * scale, "continuous"),
+        "angle": ("angle (degrees)", np.degrees(field.angle) % 360, "angle"),
+        "level": ("level (tap)", one.level, "continuous"),
+    }
+
+
 class Wants(NamedTuple):
     """What K groups want of M pictures.
 

@@ -116,7 +116,7 @@ def serve(make: Callable[[dict[str, Any]], Ready]) -> None:
                     process_bytes=of_process,
                     peak_bytes=ready.peak() if ready.peak else None,
                 )
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent tells it
         answer(error=f"{type(error).__name__}: {error}")
         raise
 
