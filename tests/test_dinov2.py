@@ -245,6 +245,32 @@ def test_remat_leaves_values_and_gradients_alone():
         )
 
 
+# Logits of about 1000 have steps of 6e-5, and exp of them alone would overflow.
+@pytest.mark.parametrize(
+    ("dtype", "spread", "tolerance"),
+    [("float32", 1, 2e-6), ("float32", 30, 2e-4), ("bfloat16", 1, 2e-2)],
+)
+def test_attention_is_that_of_jax_with_its_gradients(dtype, tolerance, spread):
+    qkv = np.random.default_rng(0).standard_normal((2, 17, 3, 4, 8)).astype("f4")
+    out = np.random.default_rng(1).standard_normal((2, 17, 32)).astype("f4")
+    qkv[:, :, :2] *= spread
+
+    def reference(qkv):
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        y = jax.nn.dot_product_attention(query, key, value, implementation="xla")
+        return y.reshape(2, 17, 32)
+
+    def both(attend, qkv):
+        y, back = jax.vjp(attend, qkv)
+        return [np.asarray(x, "f4") for x in (y, *back(jnp.asarray(out, y.dtype)))]
+
+    with jax.default_matmul_precision("highest"):
+        wanted = both(reference, jnp.asarray(qkv))
+        found = both(lambda x: dinov2.attend(x, "xla"), jnp.asarray(qkv, dtype))
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max())
+
+
 @pytest.fixture(params=[True, False])
 def nnx_mode(request):
     names = ("nnx_graph_mode", "nnx_graph_updates")

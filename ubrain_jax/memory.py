@@ -69,7 +69,7 @@ def predict(
     optimiser 3, 4 bytes a row and the gradients of the drawn rows. Backbone:
     B / (data voxel) images. Head: B / data images with N / voxel voxels each. What they
     keep stands in `_backbone_bytes` and `_head_bytes`; XLA's plan for the CPU agrees
-    within 4 % (docs/scaling.md).
+    within 7 % (docs/scaling.md).
 
     Args:
         experiment: Sizes and choices.
@@ -139,10 +139,11 @@ def _backbone_bytes(experiment: config.Experiment, geometry: dinov2.Geometry) ->
     width = geometry.width
     up = geometry.mlp_width * (2 if geometry.mlp == "swiglu" else 1)
     # Two inputs of LayerNorm, query, key, value, attention's output, and the input
-    # of the activation; logits in float32 and weights, unless a kernel fuses them.
+    # of the activation; unless a kernel fuses them, weights and their product with the
+    # values in float32, and the weights that were multiplied.
     kept = (7 * width + up) * size
     if settings.attention == "xla":
-        kept += geometry.heads * tokens * (4 + size)
+        kept += 4 * width + geometry.heads * tokens * (4 + size % 4)
     whole = kept + (3 * width + up) * size
     blocks = settings.taps[-1]
     if settings.remat == "none":

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ubrain_jax import config
+from ubrain_jax.backbone import dinov2
 
 # Of LayerNorm over channels, as in torch's nn.LayerNorm.
 _EPS = 1e-5
@@ -29,14 +30,6 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     centred = x - jnp.mean(x, -1, keepdims=True)
     variance = jnp.mean(centred * centred, -1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + _EPS) * scale + bias
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution function of x, through erf as in torch.
-
-    jax.nn.gelu takes erfc, which costs twice as much on a CPU.
-    """
-    return x * 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class Head(nnx.Module):
@@ -153,7 +146,7 @@ class Head(nnx.Module):
             )
             u = jnp.where(kept, u / (1 - self.dropout), 0)
         hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
-        hidden = gelu(hidden)
+        hidden = dinov2.gelu(hidden)
         m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
         # Under vmap this is elementwise over voxels whatever its form.
         return jnp.sum(self.functional_attention(tap, embedding) * m)
