@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -71,17 +71,22 @@ class Predictor:
         out = np.empty((len(rows), *shape), np.float32)
         starts = range(0, len(rows), self._batch)
         (own,) = sharding.block(run.mesh, sharding.IMAGES, (self._batch,))
-        for start in tqdm.tqdm(starts, desc="features", disable=_hidden(quiet)):
-            watch.alive("features of pictures")
-            part = rows[start : start + self._batch]
-            padded = np.resize(part, self._batch)  # one shape, compiled once
-            pictures = crowd.read_pictures(run.stores, padded[own])
-            shape = (self._batch, *pictures.shape[1:])
-            pictures = sharding.put_block(run.mesh, sharding.IMAGES, shape, pictures)
-            block = self._programs.features(params, run.parts.frozen, pictures)
+
+        def dispatched() -> Iterator[tuple[int, jax.Array]]:
+            for start in tqdm.tqdm(starts, desc="features", disable=_hidden(quiet)):
+                watch.alive("features of pictures")
+                # One shape, compiled once.
+                padded = np.resize(rows[start : start + self._batch], self._batch)
+                pictures = crowd.read_pictures(run.stores, padded[own])
+                shape = (self._batch, *pictures.shape[1:])
+                placed = sharding.put_block(run.mesh, sharding.IMAGES, shape, pictures)
+                yield start, self._programs.features(params, run.parts.frozen, placed)
+
+        for start, block in sharding.fetched(dispatched()):
             if start == 0:
                 out = np.empty((len(rows), *block.shape[1:]), np.float32)
-            out[start : start + len(part)] = np.asarray(block)[: len(part)]
+            part = out[start : start + self._batch]
+            part[...] = block[: len(part)]
         return out
 
     def responses(
@@ -116,19 +121,24 @@ class Predictor:
         chunk = min(self._chunk, _round_up(count, run.mesh.shape["voxel"]))
         out = np.empty((len(features), count), np.float32)
         starts = range(0, len(features), self._batch)
-        for start in tqdm.tqdm(starts, desc="voxels", disable=_hidden(quiet)):
-            watch.alive("responses of voxels")
-            part = np.asarray(features[start : start + self._batch])
-            padded = np.zeros((self._batch, *part.shape[1:]), part.dtype)
-            padded[: len(part)] = part
-            padded = sharding.put(run.mesh, sharding.FEATURES, padded)
-            for first in range(0, count, chunk):
-                some = slice(first, first + chunk)
-                own = [np.resize(x[some], (chunk, *x.shape[1:])) for x in columns]
-                placed = [sharding.put(run.mesh, sharding.TABLE, x) for x in own]
-                block = np.asarray(respond(params, run.parts.frozen, padded, *placed))
-                size = len(columns[0][some])
-                out[start : start + len(part), some] = block[: len(part), :size]
+
+        def dispatched() -> Iterator[tuple[tuple[int, int], jax.Array]]:
+            for start in tqdm.tqdm(starts, desc="voxels", disable=_hidden(quiet)):
+                watch.alive("responses of voxels")
+                part = np.asarray(features[start : start + self._batch])
+                padded = np.zeros((self._batch, *part.shape[1:]), part.dtype)
+                padded[: len(part)] = part
+                padded = sharding.put(run.mesh, sharding.FEATURES, padded)
+                for first in range(0, count, chunk):
+                    some = slice(first, first + chunk)
+                    own = [np.resize(x[some], (chunk, *x.shape[1:])) for x in columns]
+                    placed = [sharding.put(run.mesh, sharding.TABLE, x) for x in own]
+                    block = respond(params, run.parts.frozen, padded, *placed)
+                    yield (start, first), block
+
+        for (start, first), block in sharding.fetched(dispatched()):
+            part = out[start : start + self._batch, first : first + chunk]
+            part[...] = block[: len(part), : part.shape[1]]
         return out
 
 

@@ -8,7 +8,7 @@ With several processes each holds a block of a batch, those of its devices, and 
 no more than that.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -147,6 +147,23 @@ def place(mesh: jax.sharding.Mesh, spec: PartitionSpec) -> NamedSharding:
 def put(mesh: jax.sharding.Mesh, spec: PartitionSpec, array: Any) -> jax.Array:
     """Array onto the mesh; every process has all of it."""
     return put_as(place(mesh, spec), array)
+
+
+def fetched(dispatched: Iterable[tuple[Any, jax.Array]]) -> Iterator[tuple[Any, Any]]:
+    """Arrays on the host, each copied while the devices compute the one after it.
+
+    Args:
+        dispatched: Anything, and an array that is being computed.
+    """
+    before: list[tuple[Any, jax.Array]] = []
+    for item in dispatched:
+        item[1].copy_to_host_async()
+        before.append(item)
+        if len(before) > 1:
+            what, array = before.pop(0)
+            yield what, np.asarray(array)
+    for what, array in before:
+        yield what, np.asarray(array)
 
 
 def put_as(sharding: Any, array: Any) -> jax.Array:

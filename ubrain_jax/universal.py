@@ -276,7 +276,8 @@ class UniversalEncoder:
         """
         opened = self._open(images, background)
         blocks = [
-            np.asarray(values)[: len(ids)] for ids, values in self._features(opened)
+            values[: len(ids)]
+            for ids, values in sharding.fetched(self._features(opened))
         ]
         return Features(opened.ids, np.concatenate(blocks))
 
@@ -813,13 +814,21 @@ class UniversalEncoder:
         """Predictions of embeddings (n, E), a block of pictures at a time."""
         compiled = self._ready()
         chunks = list(self._chunks(rows))
-        for ids, features in self._features(opened):
-            values = np.empty((len(ids), len(rows)), np.float32)
-            for some, part in chunks:
-                block = compiled.programs.respond(*compiled.weights, features, part)
-                size = len(rows[some])
-                values[:, some] = np.asarray(block)[: len(ids), :size]
-            yield Block(ids, values)
+
+        def dispatched() -> Iterator[tuple[tuple[Any, slice], jax.Array]]:
+            for ids, features in self._features(opened):
+                for some, part in chunks:
+                    block = compiled.programs.respond(*compiled.weights, features, part)
+                    yield (ids, some), block
+
+        values = np.empty((0, len(rows)), np.float32)
+        for (ids, some), block in sharding.fetched(dispatched()):
+            if some.start == 0:
+                values = np.empty((len(ids), len(rows)), np.float32)
+            own = values[:, some]
+            own[...] = block[: len(ids), : own.shape[1]]
+            if some.stop >= len(rows):
+                yield Block(ids, values)
 
     def _features(
         self, opened: given.Given | Features
