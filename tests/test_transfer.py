@@ -226,6 +226,22 @@ def test_sampled_voxels_alone_move_at_first(ready):
     assert moved.sum(1).tolist() == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("voxels", [0, 24])
+def test_batches_picked_on_the_devices_are_those_of_the_host(ready, voxels):
+    _, pictures, responses = planted(ready)
+    settings = fit.Settings(steps=7, voxels_per_step=voxels, eval_every_steps=3)
+    host, device = (
+        fit.fit(
+            *(ready.run, ready.predictor, ready.params, pictures, responses, settings),
+            on_device=on_device,
+            quiet=True,
+        )
+        for on_device in (False, True)
+    )
+    np.testing.assert_array_equal(host.table, device.table)
+    assert host.log == device.log
+
+
 def test_every_epoch_shows_every_picture_once():
     rows = [fit._pictures_of_step(5, step, 8, 12) for step in range(6)]
     seen = np.concatenate(rows).reshape(4, 12)

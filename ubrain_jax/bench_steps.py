@@ -8,7 +8,7 @@ without a store, so are pictures, voxels and responses. `bench` starts this modu
 import dataclasses
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -331,32 +331,30 @@ def _transfer(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
         return programs.features(run.parts.trainable, run.parts.frozen, placed)
 
     # In the precision in which `frozen.features` keeps them.
-    kept = features().astype(experiment.head.dtype)
-    on_device = sharding.put(run.mesh, sharding.FEATURES, kept)
-    on_host = np.asarray(on_device)
+    kept = np.asarray(features().astype(experiment.head.dtype))
+    responses = rng.standard_normal((images, sizes.voxels)).astype(np.float32)
+    from_host = fit.from_host(run, kept, responses)
+    on_devices = fit.on_devices(run, kept, responses)
 
-    def given(voxels: int) -> tuple[np.ndarray, ...]:
-        drawn = np.arange(voxels // stripes, dtype=np.int32) % rows
-        shape = (stripes, len(drawn))
-        response = rng.standard_normal((images, *shape)).astype(np.float32)
-        return response, np.ones(shape, np.float32), np.tile(drawn, (stripes, 1))
+    def computed(some: np.ndarray, drawn: np.ndarray | None) -> tuple:
+        return features(), on_devices(some, drawn)[1]
 
-    def step(source: Callable[[], Any], voxels: int | None) -> rounds.Step:
-        all_rows = rows * stripes
-        response, weight, drawn = given(all_rows if voxels is None else voxels)
+    def step(pick: fit.Pick, voxels: int | None) -> rounds.Step:
+        count = rows if voxels is None else voxels // stripes
+        drawn = np.tile(np.arange(count, dtype=np.int32) % rows, (stripes, 1))
+        rows_drawn = None if voxels is None else drawn
+        weight = np.ones(drawn.shape, np.float32)
 
         def run_steps(times: int) -> dict:
             nonlocal state
             loss = jnp.nan
             for _ in range(times):
-                batch = fit.Batch(
-                    sharding.put(run.mesh, sharding.FEATURES, source()),
-                    sharding.put(run.mesh, sharding.SAMPLES, response),
-                    sharding.put(run.mesh, sharding.TABLE, weight),
-                    None
-                    if voxels is None
-                    else sharding.put(run.mesh, sharding.TABLE, drawn),
-                )
+                some = pick(np.arange(images), rows_drawn)
+                placed = [
+                    x if x is None else sharding.put(run.mesh, sharding.TABLE, x)
+                    for x in (weight, rows_drawn)
+                ]
+                batch = fit.Batch(*some, *placed)
                 state, loss = fit_step(state, start, fixed, pull, batch, key)
             return {"loss": float(loss)}
 
@@ -370,14 +368,14 @@ def _transfer(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
         "voxels_of_subject": sizes.voxels,
     }
     steps = {
-        "cached": step(lambda: on_device, few),
-        "cached_on_host": step(lambda: on_host, few),
-        "uncached": step(features, few),
+        "cached": step(on_devices, few),
+        "cached_on_host": step(from_host, few),
+        "uncached": step(computed, few),
     }
     # All of a subject's voxels only where `fit` would take them.
     own = run._replace(stores=_one_subject(sizes.voxels))
     if fit.voxels_that_fit(own, images, 0) == sizes.voxels:
-        steps["cached_all"] = step(lambda: on_device, None)
+        steps["cached_all"] = step(on_devices, None)
     return steps, facts
 
 
@@ -426,10 +424,14 @@ def _predict(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
         return {}
 
     def predict(times: int) -> dict:
-        for _ in range(times):
-            found = features()
-            for part in chunks:
-                np.asarray(programs.respond(params, frozen, found, part))
+        def dispatched() -> Iterator[tuple[int, jax.Array]]:
+            for turn in range(times):
+                found = features()
+                for part in chunks:
+                    yield turn, programs.respond(params, frozen, found, part)
+
+        for _ in sharding.fetched(dispatched()):
+            pass
         return {}
 
     model = flops.prediction(experiment, geometry, sizes.voxels)

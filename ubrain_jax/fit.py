@@ -1,7 +1,8 @@
 """A new subject for a trained encoder: its embeddings learned, all else frozen.
 
 Every voxel of the subject trains at every step, on features that `frozen` computed
-once, unless memory forbids it; pictures of the val split say when to stop.
+once, unless memory forbids it; pictures of the val split say when to stop. Features and
+responses stay on an accelerator where they fit.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ from ubrain_jax.model import encoder
 # Pictures that twins are looked for with, and existing voxels among which.
 TWIN_IMAGES = 256
 TWIN_CANDIDATES = 20_000
-# Share of the memory that the voxels of one step may take.
+# Share of the memory that the voxels of one step may take, and as much again the
+# features and responses that stay there.
 _SHARE = 0.25
 
 
@@ -223,6 +225,60 @@ def _room(run: experiments.Run) -> float:
     return _SHARE * limit * run.mesh.size
 
 
+def _stays(run: experiments.Run, features: np.ndarray, responses: np.ndarray) -> bool:
+    """Whether training data stay on the devices: a quarter of one must hold them."""
+    if run.mesh.devices.flat[0].platform == "cpu":
+        return False
+    size = features.nbytes + 4 * responses.size / run.mesh.shape["voxel"]
+    return size < _room(run) / run.mesh.size
+
+
+# Pictures (B,) of a step and rows (S, n) or None -> features and responses of `Batch`.
+Pick = Callable[[np.ndarray, np.ndarray | None], tuple[Any, Any]]
+
+
+def from_host(
+    run: experiments.Run, features: np.ndarray, responses: np.ndarray
+) -> Pick:
+    """Features (M, L, P, C) and responses (M, V): those of each step are sent."""
+    stripes = run.experiment.data.stripes
+
+    def pick(pictures: np.ndarray, rows: np.ndarray | None) -> tuple:
+        response = _arrange(responses[pictures], stripes)
+        if rows is not None:
+            response = response[:, np.arange(stripes)[:, None], rows]
+        return (
+            sharding.put(run.mesh, sharding.FEATURES, np.asarray(features[pictures])),
+            sharding.put(run.mesh, sharding.SAMPLES, response),
+        )
+
+    return pick
+
+
+def on_devices(
+    run: experiments.Run, features: np.ndarray, responses: np.ndarray
+) -> Pick:
+    """Sent once: features to every device, responses to the stripes of the table."""
+    mesh, stripes = run.mesh, run.experiment.data.stripes
+    kept = sharding.put(mesh, sharding.REPLICATED, np.asarray(features))
+    arranged = np.swapaxes(_arrange(responses, stripes), 0, 1)  # (S, M, rows)
+    response = sharding.put(mesh, sharding.TABLE, arranged)
+
+    def take(features, response, pictures, rows):
+        some = response[:, pictures]  # (S, B, rows)
+        if rows is not None:
+            some = jnp.take_along_axis(some, rows[:, None], 2)
+        return features[pictures], some.swapaxes(0, 1)
+
+    places = [
+        sharding.place(mesh, spec) for spec in (sharding.FEATURES, sharding.SAMPLES)
+    ]
+    compiled = jax.jit(take, out_shardings=tuple(places))
+    return lambda pictures, rows: compiled(
+        kept, response, pictures.astype(np.int32), rows
+    )
+
+
 def fit(
     run: experiments.Run,
     predictor: evaluate.Predictor,
@@ -232,6 +288,7 @@ def fit(
     settings: Settings,
     *,
     step_fn: Callable | None = None,
+    on_device: bool | None = None,
     quiet: bool = False,
 ) -> Fitted:
     """Trains the embeddings of the run's one subject.
@@ -244,6 +301,9 @@ def fit(
         responses: (M, V) measured responses to them.
         settings: How.
         step_fn: From `make_step` with these settings, where it exists already.
+        on_device: Whether features and responses stay on the devices, where batches
+            are picked from them; None: where they fit, but not on a CPU. The batches
+            are the same.
         quiet: No progress bar.
 
     Returns:
@@ -260,20 +320,19 @@ def fit(
     count = None if voxels == subject.num_voxels else max(1, voxels // stripes)
     weight = _arrange(np.ones((1, subject.num_voxels), np.float32), stripes)[0]
 
+    if on_device is None:
+        on_device = _stays(run, train, responses["train"])
+    pick = (on_devices if on_device else from_host)(run, train, responses["train"])
+
     def batch_of(step: int) -> Batch:
         rows = _pictures_of_step(settings.seed, step, images, len(train))
         drawn = _rows_of_step(settings.seed, step, weight, count)
-        response, own = _arrange(responses["train"][rows], stripes), weight
+        features, response = pick(rows, drawn)
+        own = weight
         if drawn is not None:
-            stripe = np.arange(stripes)[:, None]
-            response, own = response[:, stripe, drawn], weight[stripe, drawn]
+            own = weight[np.arange(stripes)[:, None], drawn]
             drawn = sharding.put(mesh, sharding.TABLE, drawn)
-        return Batch(
-            sharding.put(mesh, sharding.FEATURES, np.asarray(train[rows])),
-            sharding.put(mesh, sharding.SAMPLES, response),
-            sharding.put(mesh, sharding.TABLE, own),
-            drawn,
-        )
+        return Batch(features, response, sharding.put(mesh, sharding.TABLE, own), drawn)
 
     step_fn = step_fn or make_step(run, settings)
     shared = {k: v for k, v in params.items() if k != "table"}
