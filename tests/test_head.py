@@ -1,5 +1,6 @@
 """The head against a plain NumPy loop, finite differences, and its compiled form."""
 
+import functools
 import itertools
 import math
 import re
@@ -81,10 +82,11 @@ def inputs(num_images=2, num_voxels=5):
     return taps, embeddings
 
 
-def batched(model, taps, embeddings):
+def batched(model, taps, embeddings, is_common=False):
     def image(taps, embeddings):
         features = model.project(taps)
-        return jax.vmap(lambda e: model.respond(features, e, None))(embeddings)
+        one = functools.partial(model.respond, features, is_common=is_common)
+        return jax.vmap(lambda e: one(e, None))(embeddings)
 
     return jax.vmap(image)(taps, embeddings)
 
@@ -99,10 +101,13 @@ def batched(model, taps, embeddings):
         (False, {"position": False, "functional": "shared"}),
     ],
 )
-def test_vmapped_head_equals_a_plain_float64_loop(remat, choices):
+@pytest.mark.parametrize("is_common", [False, True])
+def test_vmapped_head_equals_a_plain_float64_loop(remat, choices, is_common):
     model = make(remat=remat, **choices)
     taps, embeddings = inputs()
-    got = np.asarray(jax.jit(lambda t, e: batched(model, t, e))(taps, embeddings))
+    got = np.asarray(
+        jax.jit(lambda t, e: batched(model, t, e, is_common))(taps, embeddings)
+    )
     w = weights64(model)
     want = np.array(
         [

@@ -71,11 +71,13 @@ def transfer(
         geometry: Shape of the backbone.
         voxels: The same for all images of a step.
     """
-    shared, each = _of_image(experiment, geometry), _of_voxel(experiment, geometry)
-    shared -= _projection(experiment, geometry)
+    shared = _of_image(experiment, geometry) - _projection(experiment, geometry)
     # Once for all images, and once for its gradient.
-    functional = voxels * _functional(experiment) / experiment.data.batch_images
-    head, back = shared + voxels * each + functional, voxels * each + functional
+    once = (
+        _functional(experiment) + _second(experiment)
+    ) / experiment.data.batch_images
+    each = _of_voxel(experiment, geometry) - _second(experiment) + once
+    head, back = shared + voxels * each, voxels * each
     return Flops(0, 0, round(head), round(back))
 
 
@@ -90,9 +92,11 @@ def prediction(
         voxels: Of the subject.
     """
     forward, _ = _backbone(experiment, geometry)
-    shared, each = _of_image(experiment, geometry), _of_voxel(experiment, geometry)
-    functional = voxels * _functional(experiment) / experiment.evaluate.batch_images
-    return Flops(forward, 0, round(shared + voxels * each + functional), 0)
+    images = experiment.evaluate.batch_images
+    once = (_functional(experiment) + _second(experiment)) / images
+    each = _of_voxel(experiment, geometry) - _second(experiment) + once
+    head = _of_image(experiment, geometry) + voxels * each
+    return Flops(forward, 0, round(head), 0)
 
 
 def _backbone(
@@ -138,9 +142,14 @@ def _of_voxel(experiment: config.Experiment, geometry: dinov2.Geometry) -> int:
     """What the head computes for each voxel of an image."""
     settings, taps = experiment.head, len(experiment.backbone.taps)
     tokens = len(encoder.token_places(experiment, geometry))
-    embed, channels = settings.embed_dim, settings.channels
-    hidden = settings.mlp_ratio * channels
-    return 2 * taps * (tokens * (embed + channels) + 2 * channels * hidden)
+    attention = 2 * taps * tokens * (settings.embed_dim + settings.channels)
+    return attention + 2 * _second(experiment)
+
+
+def _second(experiment: config.Experiment) -> int:
+    """The second product of the MLP; once for a voxel that images have in common."""
+    settings, taps = experiment.head, len(experiment.backbone.taps)
+    return 2 * taps * settings.channels * settings.mlp_ratio * settings.channels
 
 
 def _functional(experiment: config.Experiment) -> int:

@@ -89,18 +89,7 @@ class Encoder(nnx.Module):
 
         `keys` (B,) turn dropout on; a voxel's own key comes from its place.
         """
-
-        def image(features, embeddings, key):
-            if key is None:
-                voxel = functools.partial(self.head.respond, features, key=None)
-                return jax.vmap(lambda e: voxel(e))(embeddings)
-            keys = jax.random.split(key, embeddings.shape[0])
-            voxel = functools.partial(self.head.respond, features)
-            return jax.vmap(voxel)(embeddings, keys)
-
-        if keys is None:
-            return jax.vmap(lambda f, e: image(f, e, None))(features, embeddings)
-        return jax.vmap(image)(features, embeddings, keys)
+        return self._respond(features, embeddings, keys, is_common=False)
 
     def respond_all(
         self, features: jax.Array, embeddings: jax.Array, keys: jax.Array | None
@@ -110,14 +99,19 @@ class Encoder(nnx.Module):
         As `respond` with the embeddings repeated B times, but what depends on the
         voxel alone is computed once.
         """
+        return self._respond(features, embeddings, keys, is_common=True)
 
-        def image(features, key):
-            key = None if key is None else key[None]
-            return self.respond(features[None], embeddings[None], key)[0]
+    def _respond(
+        self, features: jax.Array, embeddings: jax.Array, keys: Any, *, is_common: bool
+    ) -> jax.Array:
+        def image(features, embeddings, key):
+            one = functools.partial(self.head.respond, features, is_common=is_common)
+            if key is None:
+                return jax.vmap(lambda e: one(e, None))(embeddings)
+            return jax.vmap(one)(embeddings, jax.random.split(key, len(embeddings)))
 
-        if keys is None:
-            return jax.vmap(lambda f: image(f, None))(features)
-        return jax.vmap(image)(features, keys)
+        axes = 0, None if is_common else 0, None if keys is None else 0
+        return jax.vmap(image, axes)(features, embeddings, keys)
 
 
 def token_places(

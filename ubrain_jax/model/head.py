@@ -136,6 +136,7 @@ class Head(nnx.Module):
         features: jax.Array,
         embedding: jax.Array,
         key: jax.Array | None,
+        is_common: bool = False,
     ) -> jax.Array:
         """What one tap adds to the response: weights (P,), features (P, C) -> ()."""
         s = self._dot(weights, features)  # (C,)
@@ -147,9 +148,14 @@ class Head(nnx.Module):
             u = jnp.where(kept, u / (1 - self.dropout), 0)
         hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
         hidden = dinov2.gelu(hidden)
+        looks_at = self.functional_attention(tap, embedding)  # (C,)
+        # Under vmap sums of products are elementwise over voxels whatever their form.
+        if is_common:
+            on_hidden = self._dot(self.fc2_kernel[tap], looks_at)  # (hidden,)
+            u = u + self.fc2_bias[tap]
+            return jnp.sum(looks_at * u) + jnp.sum(on_hidden * hidden)
         m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
-        # Under vmap this is elementwise over voxels whatever its form.
-        return jnp.sum(self.functional_attention(tap, embedding) * m)
+        return jnp.sum(looks_at * m)
 
     def functional_attention(self, tap: Any, embedding: jax.Array) -> jax.Array:
         """At what one voxel looks in a tap: (E,) -> signed weights (C,)."""
@@ -177,7 +183,12 @@ class Head(nnx.Module):
         return jnp.stack(weights), jnp.stack(added)
 
     def respond(
-        self, features: jax.Array, embedding: jax.Array, key: jax.Array | None
+        self,
+        features: jax.Array,
+        embedding: jax.Array,
+        key: jax.Array | None,
+        *,
+        is_common: bool = False,
     ) -> jax.Array:
         """Response of one voxel to one image.
 
@@ -185,6 +196,9 @@ class Head(nnx.Module):
             features: (L, P, C) from `project`.
             embedding: (E,) of the voxel.
             key: For dropout; None: no dropout.
+            is_common: Whether images have the voxel in common. The second product of
+                the MLP is then one of the voxel alone, which `jax.vmap` over images
+                makes once for all of them.
 
         Returns:
             Scalar, float32, in the units of the responses (z-scores).
@@ -192,7 +206,7 @@ class Head(nnx.Module):
 
         def one_tap(tap: Any, features: jax.Array, embedding: jax.Array) -> jax.Array:
             weights = self.spatial_attention(tap, features, embedding)
-            return self._contribution(tap, weights, features, embedding, key)
+            return self._contribution(tap, weights, features, embedding, key, is_common)
 
         if self.remat:
             # In a scan: side by side, XLA keeps what all taps computed again.
