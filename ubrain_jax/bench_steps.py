@@ -341,18 +341,19 @@ def _transfer(experiment: config.Experiment, sizes: Sizes) -> tuple[dict, dict]:
 
     def step(pick: fit.Pick, voxels: int | None) -> rounds.Step:
         count = rows if voxels is None else voxels // stripes
-        drawn = np.tile(np.arange(count, dtype=np.int32) % rows, (stripes, 1))
-        rows_drawn = None if voxels is None else drawn
-        weight = np.ones(drawn.shape, np.float32)
+        weight = np.ones((stripes, count), np.float32)
+        drawn = None
+        if voxels is not None:
+            drawn = np.tile(np.arange(count, dtype=np.int32), (stripes, 1))
 
         def run_steps(times: int) -> dict:
             nonlocal state
             loss = jnp.nan
             for _ in range(times):
-                some = pick(np.arange(images), rows_drawn)
+                some = pick(np.arange(images), drawn)
                 placed = [
                     x if x is None else sharding.put(run.mesh, sharding.TABLE, x)
-                    for x in (weight, rows_drawn)
+                    for x in (weight, drawn)
                 ]
                 batch = fit.Batch(*some, *placed)
                 state, loss = fit_step(state, start, fixed, pull, batch, key)

@@ -122,18 +122,21 @@ class Predictor:
         out = np.empty((len(features), count), np.float32)
         starts = range(0, len(features), self._batch)
 
+        def placed(first: int) -> list[jax.Array]:
+            own = [sharding.padded(x[first : first + chunk], chunk) for x in columns]
+            return [sharding.put(run.mesh, sharding.TABLE, x) for x in own]
+
+        # Once for all pictures.
+        chunks = [(first, placed(first)) for first in range(0, count, chunk)]
+
         def dispatched() -> Iterator[tuple[tuple[int, int], jax.Array]]:
             for start in tqdm.tqdm(starts, desc="voxels", disable=_hidden(quiet)):
                 watch.alive("responses of voxels")
                 part = np.asarray(features[start : start + self._batch])
-                padded = np.zeros((self._batch, *part.shape[1:]), part.dtype)
-                padded[: len(part)] = part
-                padded = sharding.put(run.mesh, sharding.FEATURES, padded)
-                for first in range(0, count, chunk):
-                    some = slice(first, first + chunk)
-                    own = [np.resize(x[some], (chunk, *x.shape[1:])) for x in columns]
-                    placed = [sharding.put(run.mesh, sharding.TABLE, x) for x in own]
-                    block = respond(params, run.parts.frozen, padded, *placed)
+                own = sharding.padded(part, self._batch)
+                own = sharding.put(run.mesh, sharding.FEATURES, own)
+                for first, voxels in chunks:
+                    block = respond(params, run.parts.frozen, own, *voxels)
                     yield (start, first), block
 
         for (start, first), block in sharding.fetched(dispatched()):

@@ -28,14 +28,7 @@ from matplotlib import figure as mpl_figure
 
 import ubrain_jax
 from ubrain_jax import crowd, errors, exploration, exploration_page, whole
-from ubrain_jax.atlas import (
-    cluster_files,
-    cluster_tables,
-    clusters,
-    flat,
-    prf,
-    wants,
-)
+from ubrain_jax.atlas import cluster_files, cluster_tables, clusters, flat, prf, wants
 from ubrain_jax.maps import (
     charts,
     cortex,

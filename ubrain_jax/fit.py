@@ -270,10 +270,9 @@ def on_devices(
             some = jnp.take_along_axis(some, rows[:, None], 2)
         return features[pictures], some.swapaxes(0, 1)
 
-    places = [
-        sharding.place(mesh, spec) for spec in (sharding.FEATURES, sharding.SAMPLES)
-    ]
-    compiled = jax.jit(take, out_shardings=tuple(places))
+    specs = (sharding.FEATURES, sharding.SAMPLES)
+    places = tuple(sharding.place(mesh, spec) for spec in specs)
+    compiled = jax.jit(take, out_shardings=places)
     return lambda pictures, rows: compiled(
         kept, response, pictures.astype(np.int32), rows
     )
@@ -323,16 +322,17 @@ def fit(
     if on_device is None:
         on_device = _stays(run, train, responses["train"])
     pick = (on_devices if on_device else from_host)(run, train, responses["train"])
+    all_weight = sharding.put(mesh, sharding.TABLE, weight)
 
     def batch_of(step: int) -> Batch:
         rows = _pictures_of_step(settings.seed, step, images, len(train))
         drawn = _rows_of_step(settings.seed, step, weight, count)
         features, response = pick(rows, drawn)
-        own = weight
-        if drawn is not None:
-            own = weight[np.arange(stripes)[:, None], drawn]
-            drawn = sharding.put(mesh, sharding.TABLE, drawn)
-        return Batch(features, response, sharding.put(mesh, sharding.TABLE, own), drawn)
+        if drawn is None:
+            return Batch(features, response, all_weight, None)
+        own = weight[np.arange(stripes)[:, None], drawn]
+        placed = (sharding.put(mesh, sharding.TABLE, x) for x in (own, drawn))
+        return Batch(features, response, *placed)
 
     step_fn = step_fn or make_step(run, settings)
     shared = {k: v for k, v in params.items() if k != "table"}

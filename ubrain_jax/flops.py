@@ -73,10 +73,7 @@ def transfer(
     """
     shared = _of_image(experiment, geometry) - _projection(experiment, geometry)
     # Once for all images, and once for its gradient.
-    once = (
-        _functional(experiment) + _second(experiment)
-    ) / experiment.data.batch_images
-    each = _of_voxel(experiment, geometry) - _second(experiment) + once
+    each = _of_common(experiment, geometry, experiment.data.batch_images)
     head, back = shared + voxels * each, voxels * each
     return Flops(0, 0, round(head), round(back))
 
@@ -92,9 +89,7 @@ def prediction(
         voxels: Of the subject.
     """
     forward, _ = _backbone(experiment, geometry)
-    images = experiment.evaluate.batch_images
-    once = (_functional(experiment) + _second(experiment)) / images
-    each = _of_voxel(experiment, geometry) - _second(experiment) + once
+    each = _of_common(experiment, geometry, experiment.evaluate.batch_images)
     head = _of_image(experiment, geometry) + voxels * each
     return Flops(forward, 0, round(head), 0)
 
@@ -144,6 +139,14 @@ def _of_voxel(experiment: config.Experiment, geometry: dinov2.Geometry) -> int:
     tokens = len(encoder.token_places(experiment, geometry))
     attention = 2 * taps * tokens * (settings.embed_dim + settings.channels)
     return attention + 2 * _second(experiment)
+
+
+def _of_common(
+    experiment: config.Experiment, geometry: dinov2.Geometry, images: int
+) -> float:
+    """The same for each voxel that so many images have in common."""
+    once = (_functional(experiment) + _second(experiment)) / images
+    return _of_voxel(experiment, geometry) - _second(experiment) + once
 
 
 def _second(experiment: config.Experiment) -> int:

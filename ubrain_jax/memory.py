@@ -140,10 +140,11 @@ def _backbone_bytes(experiment: config.Experiment, geometry: dinov2.Geometry) ->
     up = geometry.mlp_width * (2 if geometry.mlp == "swiglu" else 1)
     # Two inputs of LayerNorm, query, key, value, attention's output, and the input
     # of the activation; unless a kernel fuses them, weights and their product with the
-    # values in float32, and the weights that were multiplied.
+    # values in float32, and the weights that were multiplied where those are others.
     kept = (7 * width + up) * size
     if settings.attention == "xla":
-        kept += 4 * width + geometry.heads * tokens * (4 + size % 4)
+        copied = size if size < 4 else 0
+        kept += 4 * width + geometry.heads * tokens * (4 + copied)
     whole = kept + (3 * width + up) * size
     blocks = settings.taps[-1]
     if settings.remat == "none":

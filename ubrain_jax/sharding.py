@@ -155,15 +155,26 @@ def fetched(dispatched: Iterable[tuple[Any, jax.Array]]) -> Iterator[tuple[Any, 
     Args:
         dispatched: Anything, and an array that is being computed.
     """
-    before: list[tuple[Any, jax.Array]] = []
-    for item in dispatched:
-        item[1].copy_to_host_async()
-        before.append(item)
-        if len(before) > 1:
-            what, array = before.pop(0)
-            yield what, np.asarray(array)
-    for what, array in before:
-        yield what, np.asarray(array)
+    before = None
+    for what, array in dispatched:
+        array.copy_to_host_async()
+        if before is not None:
+            yield before[0], np.asarray(before[1])
+        before = what, array
+    if before is not None:
+        yield before[0], np.asarray(before[1])
+
+
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """With rows of 0 behind, so that a program of one shape serves.
+
+    Example:
+        >>> padded(np.array([3, 4]), 4).tolist()
+        [3, 4, 0, 0]
+    """
+    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
+    return out
 
 
 def put_as(sharding: Any, array: Any) -> jax.Array:

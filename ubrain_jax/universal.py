@@ -841,11 +841,11 @@ class UniversalEncoder:
         with bar:
             for some in _slices(count, size):
                 if isinstance(opened, Features):
-                    padded = _padded(opened.values[some], size)
-                    features = sharding.put(mesh, sharding.REPLICATED, padded)
+                    own = sharding.padded(opened.values[some], size)
+                    features = sharding.put(mesh, sharding.REPLICATED, own)
                 else:
-                    padded = _padded(opened.read(some), size)
-                    placed = sharding.put(mesh, sharding.IMAGES, padded)
+                    own = sharding.padded(opened.read(some), size)
+                    placed = sharding.put(mesh, sharding.IMAGES, own)
                     features = compiled.programs.features(*compiled.weights, placed)
                 yield opened.ids[some], features
                 bar.update(len(opened.ids[some]))
@@ -855,7 +855,8 @@ class UniversalEncoder:
         mesh = self._ready().mesh
         size = _bucket(len(rows), self._chunk, mesh.shape["voxel"])
         for some in _slices(len(rows), size):
-            yield some, sharding.put(mesh, sharding.TABLE, _padded(rows[some], size))
+            own = sharding.padded(rows[some], size)
+            yield some, sharding.put(mesh, sharding.TABLE, own)
 
     def _count_seen(self, hashes: Sequence[str], subject: str) -> int | None:
         """How many pictures shaped what predicts them; None where that is not known."""
@@ -916,13 +917,6 @@ def _regions(near: pooled.Pooled) -> np.ndarray:
     """Names of the regions of each voxel, with commas between."""
     names = np.array(near.roi_names, dtype=str)
     return np.array([", ".join(names[inside]) for inside in near.roi], dtype=str)
-
-
-def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """With rows of 0 behind, so that a program of one shape serves."""
-    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    out[: len(rows)] = rows
-    return out
 
 
 def _bucket(count: int, most: int, multiple: int) -> int:

@@ -409,9 +409,14 @@ def _dense(
     return x @ kernels[index] + biases[index][None, None]
 
 
+def _wide_type(dtype: Any) -> Any:
+    """float32, or float64 where a test runs the network so; in words, for runs under
+    strict promotion."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 def _wide(x: jax.Array) -> jax.Array:
-    """In float32, or in float64 where a test runs the network so."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    return x.astype(_wide_type(x.dtype))
 
 
 def _layer_norm(
@@ -451,7 +456,7 @@ def attend(qkv: jax.Array, implementation: Attention) -> jax.Array:
     query, key, value = qkv.transpose(2, 0, 3, 1, 4).reshape(
         3, batch * heads, tokens, size
     )
-    wide = jnp.float64 if qkv.dtype == jnp.float64 else jnp.float32
+    wide = _wide_type(qkv.dtype)
     logits = jnp.matmul(query, key.mT, preferred_element_type=wide) * size**-0.5
     most = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     weights = jnp.exp(logits - most)
