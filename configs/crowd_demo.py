@@ -36,7 +36,7 @@ def get_config():
     c.head.mlp_ratio = 2
     c.head.dropout = 0.25
     c.head.dtype = "float32"
-    c.head.remat = False
+    c.head.remat = "off"
 
     c.loss.kind = "paper"
     c.loss.alpha = 0.1

@@ -30,6 +30,7 @@ from flax import nnx
 
 from ubrain_jax import (
     batches,
+    bench_steps,
     config,
     experiments,
     memory,
@@ -200,7 +201,8 @@ def shapes_of_run(
     parts = encoder.Parts(parts.graph, trainable, dict(frozen))
     # No store and no weight file: neither the step nor the predictor reads one.
     stores: Any = types.SimpleNamespace(num_voxels=rows)
-    return experiments.Run(experiment, stores, parts, mesh, cast(Any, None))
+    provenance = bench_steps.provenance_of(geometry)
+    return experiments.Run(experiment, stores, parts, mesh, provenance)
 
 
 def _shape(shape: tuple, dtype: Any, place: Any) -> jax.ShapeDtypeStruct:

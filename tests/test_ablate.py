@@ -20,7 +20,7 @@ CHANGES = {
 def base(tiny):
     return tiny(
         backbone={"remat": "none"},
-        head={"remat": False},
+        head={"remat": "off"},
         train={"steps": 3, "checkpoint_every_steps": 3},
         evaluate={"bootstraps": 0, "permutations": 0, "report_queries": 0},
     )

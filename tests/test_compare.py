@@ -50,7 +50,7 @@ def settings(tiny_dict, store, other):
         values = {
             "data": {"crowd": (store, other), **changes.pop("data", {})},
             "backbone": {"taps": (1,), "remat": "none"},
-            "head": {"remat": False},
+            "head": {"remat": "off"},
             "train": {
                 "steps": 2,
                 "select": "best",

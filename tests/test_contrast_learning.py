@@ -39,7 +39,7 @@ def settings(store, contrastive):
             "mlp_ratio": 2,
             "dropout": 0.0,
             "dtype": "float32",
-            "remat": False,
+            "remat": "off",
         },
         "loss": {"contrastive": contrastive},
         "optim": {"learning_rate": 3e-3, "schedule": "cosine"},

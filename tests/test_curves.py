@@ -51,7 +51,7 @@ def encoder(new_store, tiny, tmp_path_factory):
     settings = tiny(
         data={"crowd": (new_store,), "subjects": ("t-subj01",)},
         backbone={"taps": (1,), "remat": "none"},
-        head={"remat": False},
+        head={"remat": "off"},
         train={"steps": 3},
     )
     workdir = tmp_path_factory.mktemp("encoder")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import scale_table
-from ubrain_jax import bench_steps, fit, flops, hlo
+from ubrain_jax import bench_steps, fit, flops, hlo, memory
 from ubrain_jax.backbone import dinov2
 from ubrain_jax.model import encoder
 
@@ -17,7 +17,7 @@ PLAIN = dinov2.Geometry(128, 3, 2, "swiglu", 160, image_px=112)
 REGISTERS = dinov2.Geometry(128, 3, 2, "gelu", 160, registers=4, image_px=112)
 
 
-def settings(adapter="lora", remat="none", head_remat=False, keep_cls=False):
+def settings(adapter="lora", remat="none", head_remat="off", keep_cls=False):
     """Sizes that all differ, so that none can stand for another."""
     return scale_table.settings(
         (1, 1),
@@ -65,7 +65,7 @@ def test_a_training_step_computes_what_is_counted(adapter, keep_cls, geometry):
 
 @pytest.mark.slow
 def test_a_tap_at_a_time_costs_the_head_once_more():
-    experiment = settings(remat="cheap", head_remat=True)
+    experiment = settings(remat="cheap", head_remat="on")
     counted = flops.training(experiment, PLAIN, VOXELS)
     expected = counted.total + counted.head
     found = of_step(experiment, PLAIN)
@@ -74,10 +74,21 @@ def test_a_tap_at_a_time_costs_the_head_once_more():
 
 
 @pytest.mark.slow
+def test_a_step_keeps_all_taps_where_they_fit(monkeypatch):
+    """head.remat 'auto': the products are those of 'off', and of 'on'."""
+    experiment = settings(head_remat="auto")
+    counted = flops.training(experiment, PLAIN, VOXELS)
+    monkeypatch.setattr(memory, "limit", lambda mesh: 10**12)
+    assert of_step(experiment, PLAIN) == pytest.approx(counted.total, rel=1e-3)
+    monkeypatch.setattr(memory, "limit", lambda mesh: 10**6)
+    expected = counted.total + counted.head
+    assert 0.9 * expected < of_step(experiment, PLAIN) < 1.001 * expected
+
+
+@pytest.mark.slow
 def test_transfer_and_prediction_compute_what_is_counted():
     experiment = settings()
     run = scale_table.shapes_of_run(experiment, PLAIN, VOXELS)
-    run = run._replace(provenance=bench_steps.provenance_of(PLAIN))
     size = encoder.table_shape(VOXELS, 8, 32)
     params, shared = run.parts.trainable, dict(run.parts.trainable)
     shared.pop("table")

@@ -18,7 +18,7 @@ from ubrain_jax.model import head
 L, P, C, E, WIDTH = 3, 9, 8, 12, 16
 
 
-def make(dropout=0.0, remat=False, dtype="float32", **choices):
+def make(dropout=0.0, remat="off", dtype="float32", **choices):
     settings = config.Head(
         **choices,
         embed_dim=E,
@@ -94,11 +94,11 @@ def batched(model, taps, embeddings, is_common=False):
 @pytest.mark.parametrize(
     ("remat", "choices"),
     [
-        (False, {}),
-        (True, {}),
-        (False, {"position": False}),
-        (True, {"functional": "shared"}),
-        (False, {"position": False, "functional": "shared"}),
+        ("off", {}),
+        ("on", {}),
+        ("off", {"position": False}),
+        ("on", {"functional": "shared"}),
+        ("off", {"position": False, "functional": "shared"}),
     ],
 )
 @pytest.mark.parametrize("is_common", [False, True])
@@ -199,7 +199,7 @@ def test_bfloat16_head_stays_close_to_float32():
 @pytest.mark.slow
 def test_compiled_head_has_no_array_of_tokens_by_voxels_by_embedding():
     """At the real size, compiled only: N = 5000, P = 256, E = 256, one image."""
-    settings = config.Head(dtype="float32", dropout=0.0, remat=False)
+    settings = config.Head(dtype="float32", dropout=0.0, remat="off")
     model = nnx.eval_shape(lambda: head.Head(settings, 5, 1536, 256, jax.random.key(0)))
     graph, state = nnx.split(model)
     state = nnx.as_pure(state)

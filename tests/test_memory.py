@@ -1,16 +1,19 @@
 """Memory foreseen from the settings, against trees of weights and against XLA."""
 
+import dataclasses
+import math
 import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
 from configs import nsd8
 from tests import scale_table, scaling_page
-from ubrain_jax import config, experiments, main, memory
+from ubrain_jax import config, experiments, main, memory, sharding
 from ubrain_jax.backbone import dinov2
 
 GIANT = dinov2.GEOMETRIES["dinov2-giant"]
@@ -77,12 +80,47 @@ def test_what_a_device_holds_falls_with_the_axis_that_splits_it():
         on(1, 1, "lazy")
 
 
+def test_taps_of_the_head_are_kept_where_three_quarters_hold_the_step(monkeypatch):
+    """head.remat 'auto'; a word that was chosen stays."""
+    plain = config.Experiment()
+    off = dataclasses.replace(plain, head=dataclasses.replace(plain.head, remat="off"))
+    mesh = sharding.make_mesh(2, 4, stripes=8, batch_images=32)
+    needs = memory.predict(off, GIANT, 10_001, 2, 4, table="sparse").total
+    assert needs > memory.predict(plain, GIANT, 10_001, 2, 4, table="sparse").total
+
+    def chosen(experiment, room):
+        monkeypatch.setattr(memory, "limit", lambda found: room)
+        found = memory.with_remat(experiment, GIANT, 10_001, mesh, table="sparse")
+        assert found.data == experiment.data
+        return found.head.remat
+
+    least = math.ceil(needs / memory.SHARE)
+    found = [chosen(plain, room) for room in (least, least - 2, None)]
+    assert found == ["off", "on", "on"]
+    assert chosen(off, 1) == "off"
+
+
+def test_the_room_of_a_mesh_is_that_of_its_smallest_device():
+    def mesh(*limits):
+        stats = [{"bytes_limit": n} if n else None for n in limits]
+        devices = [
+            types.SimpleNamespace(platform="gpu", memory_stats=lambda s=s: s)
+            for s in stats
+        ]
+        return types.SimpleNamespace(local_devices=devices)
+
+    assert memory.limit(mesh(9, 7, 8)) == 7
+    assert memory.limit(mesh(None)) is None
+    assert memory.limit(sharding.make_mesh(1, 8, stripes=8, batch_images=8)) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "size", "rows", "changes"),
     [
         ((2, 4), "large", 100_000, {"head": {"embed_dim": 128, "channels": 64}}),
         ((1, 8), "giant", 100_000, {"backbone": {"remat": "full"}}),
+        ((1, 8), "large", 100_000, {"head": {"remat": "off"}}),
         # The gradient of the table is larger than all that the backward pass keeps.
         ((8, 1), "small", 2_000_000, {}),
     ],
@@ -162,4 +200,7 @@ def test_the_command_says_what_a_step_needs_of_its_own_mesh(tiny):
     assert needs != memory.predict(experiment, small, 60, 4, 2)
     line = main._memory(run)
     assert line.startswith(f"a step needs about {needs.total / 1e9:.2f} GB on each")
-    assert f"head {needs.head / 1e9:.2f}; dense updates of the table)" in line
+    assert (
+        f"head {needs.head / 1e9:.2f}; dense updates of the table; head.remat on)"
+        in line
+    )

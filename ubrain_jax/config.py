@@ -103,8 +103,10 @@ class Head:
     functional: str = "embedding"
     # 'bfloat16' or 'float32', for products; softmax and sums are float32.
     dtype: str = "bfloat16"
-    # Recompute one tap at a time in the backward pass instead of keeping it.
-    remat: bool = True
+    # 'on': the backward pass recomputes one tap at a time instead of keeping all;
+    # 'off': keeps them; 'auto': keeps them where a step then fits well in the memory
+    # of the devices (never on a CPU, which gains nothing).
+    remat: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Experiment:
 
 
 # Keys that may differ when a run is resumed: they change no number of the training,
-# but for rounding (mesh, optim.table) and a schedule that falls to the last step
+# but for rounding (mesh, remat, optim.table) and a schedule that falls to the last step
 # (steps, epochs), which `train.check_resumable` looks at.
 RESUMABLE = (
     "train.steps",
@@ -217,6 +219,8 @@ RESUMABLE = (
     "train.watchdog_seconds",
     "data.read_threads",
     "data.on_device",
+    "backbone.remat",
+    "head.remat",
     "optim.table",
     "mesh.data",
     "mesh.voxel",
@@ -290,6 +294,8 @@ def from_dict(given: dict[str, Any], file: str) -> Experiment:
                 close = errors.nearest(key, hints)[:-1]
                 faults.append(f"{name}.{key} is unknown ({close})")
                 continue
+            if (name, key) == ("head", "remat") and isinstance(value, bool):
+                value = "on" if value else "off"  # of before there was 'auto'
             try:
                 values[key] = _convert(value, hints[key])
             except TypeError as error:
@@ -461,6 +467,7 @@ def _out_of_range(e: Experiment) -> list[str]:
                 ("adapter.kind", e.adapter.kind, ("lora", "residual", "none")),
                 ("head.dtype", e.head.dtype, ("bfloat16", "float32")),
                 ("head.functional", e.head.functional, ("embedding", "shared")),
+                ("head.remat", e.head.remat, ("auto", "on", "off")),
                 ("loss.kind", e.loss.kind, ("paper", "released")),
                 (
                     "optim.schedule",

@@ -148,13 +148,13 @@ def _memory(run: experiments.Run) -> str:
     """What a step needs, before it is compiled: a line for the terminal."""
     voxels = run.stores.num_voxels
     table = optim.table_kind(run.experiment, voxels, run.mesh)
-    needs = memory.predict(
-        run.experiment, run.provenance.geometry, voxels, **run.mesh.shape, table=table
-    )
+    geometry = run.provenance.geometry
+    told = memory.with_remat(run.experiment, geometry, voxels, run.mesh, table=table)
+    needs = memory.predict(told, geometry, voxels, **run.mesh.shape, table=table)
     parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in needs._asdict().items())
     return (
         f"a step needs about {needs.total / 1e9:.2f} GB on each device ({parts}; "
-        f"{table} updates of the table)"
+        f"{table} updates of the table; head.remat {told.head.remat})"
     )
 
 

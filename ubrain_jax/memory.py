@@ -6,14 +6,21 @@ need less where its kernels fuse more. Code, the driver and collectives' own buf
 are not counted.
 """
 
+import dataclasses
+import json
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from ubrain_jax import config
+from ubrain_jax import cluster, config
 from ubrain_jax.backbone import dinov2
 from ubrain_jax.model import encoder
+
+# Of a device, what a step may take that keeps all taps of the head (head.remat
+# 'auto'): the rest is for validation, and for what is not counted.
+SHARE = 0.75
 
 
 class Memory(NamedTuple):
@@ -126,6 +133,51 @@ def predict(
     )
 
 
+def limit(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes that the smallest device of a mesh gives; the same on all processes.
+
+    None where devices do not say, as CPUs.
+    """
+    stats = [d.memory_stats() or {} for d in mesh.local_devices if d.platform != "cpu"]
+    own = min((s["bytes_limit"] for s in stats if s.get("bytes_limit")), default=None)
+    found = [json.loads(text) for text in cluster.gather(json.dumps(own))]
+    return None if None in found else min(found)
+
+
+def with_remat(
+    experiment: config.Experiment,
+    geometry: dinov2.Geometry,
+    num_voxels: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    table: str = "dense",
+) -> config.Experiment:
+    """Makes 'on' or 'off' of head.remat 'auto'.
+
+    'off' where a step that keeps all taps needs `SHARE` of a device at most, 'on'
+    where it needs more, and on a CPU, which is as fast with it and keeps less.
+
+    Args:
+        experiment: Sizes and choices.
+        geometry: Shape of the backbone.
+        num_voxels: V over all subjects.
+        mesh: The devices.
+        table: "dense" or "sparse", see `optim.table_kind`.
+    """
+    if experiment.head.remat != "auto":
+        return experiment
+
+    def told(word: str) -> config.Experiment:
+        head = dataclasses.replace(experiment.head, remat=word)
+        return dataclasses.replace(experiment, head=head)
+
+    room, off = limit(mesh), told("off")
+    if room is None:
+        return told("on")
+    needs = predict(off, geometry, num_voxels, **mesh.shape, table=table)
+    return off if needs.total <= SHARE * room else told("on")
+
+
 def _tokens(experiment: config.Experiment, geometry: dinov2.Geometry) -> int:
     """P: tokens of a tap that the head sees."""
     return len(encoder.token_places(experiment, geometry))
@@ -162,14 +214,14 @@ def _head_bytes(
 ) -> int:
     """Kept for the backward pass of one image with its voxels, in float32.
 
-    The numbers of arrays are those that fit XLA's plan for the CPU. With `head.remat`
-    one tap is kept at a time.
+    The numbers of arrays are those that fit XLA's plan for the CPU. One tap is kept at
+    a time, unless `head.remat` is 'off'.
     """
     settings, taps = experiment.head, len(experiment.backbone.taps)
     tokens, c, e = _tokens(experiment, geometry), settings.channels, settings.embed_dim
     hidden = settings.mlp_ratio * c
     # Attention of a tap, the MLP's hidden layer, its channels; the embedding.
-    kept = 1 if settings.remat else taps
+    kept = taps if settings.remat == "off" else 1
     pair = kept * (2 * tokens + 3 * hidden + 11 * c) + 2 * e
     # Keys and their product with the query's kernel; features; and gradients.
     image = tokens * (kept * 3 * e + taps * 3 * c)

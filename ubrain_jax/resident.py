@@ -182,15 +182,13 @@ def _free(
     table: str,
 ) -> float | None:
     """Bytes that a step leaves on the fullest device; None on a CPU."""
-    devices = [d for d in mesh.local_devices if d.platform != "cpu"]
-    stats = [d.memory_stats() or {} for d in devices]
-    limits = [s["bytes_limit"] for s in stats if s.get("bytes_limit")]
-    if not limits:
+    limit = memory.limit(mesh)
+    if limit is None:
         return None
-    needs = memory.predict(
-        experiment, geometry, stores.num_voxels, **mesh.shape, table=table
-    )
-    return max(0, min(limits) - needs.total)
+    voxels = stores.num_voxels
+    told = memory.with_remat(experiment, geometry, voxels, mesh, table=table)
+    needs = memory.predict(told, geometry, voxels, **mesh.shape, table=table)
+    return max(0, limit - needs.total)
 
 
 def load(

@@ -35,6 +35,7 @@ from ubrain_jax import (
     experiments,
     frozen,
     losses,
+    memory,
     optim,
     resident,
     rowsparse,
@@ -153,12 +154,18 @@ def _compile_step(
 ) -> Callable[..., tuple[State, jax.Array]]:
     """(state, frozen weights, batch, seed) -> (state, loss): one for all seeds."""
     experiment, graph, mesh = run.experiment, run.parts.graph, run.mesh
+    voxels = run.stores.num_voxels
+    kind = optim.table_kind(experiment, voxels, mesh)
+    head = memory.with_remat(
+        experiment, run.provenance.geometry, voxels, mesh, table=kind
+    ).head
 
     def step(state: State, frozen: Any, batch: batches.Batch, root: Any):
         key = jax.random.fold_in(jax.random.key(root), state.step)
 
         def loss(params, embeddings=None):
             model = nnx.merge(graph, params, frozen)
+            model.head.remat = head.remat == "on"
             return loss_of_batch(
                 *(model, batch, key, mesh, experiment.loss, embeddings),
                 experiment.data.group_images,

@@ -69,7 +69,8 @@ class Head(nnx.Module):
 
         self.num_taps = num_taps
         self.dropout = settings.dropout
-        self.remat = settings.remat
+        # Of 'auto' a training step makes what its memory allows.
+        self.remat = settings.remat != "off"
         self.dtype = settings.dtype
         self.norm_in_scale = nnx.Param(jnp.ones((num_taps, width)))
         self.norm_in_bias = nnx.Param(jnp.zeros((num_taps, width)))
