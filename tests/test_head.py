@@ -119,6 +119,25 @@ def test_vmapped_head_equals_a_plain_float64_loop(remat, choices, is_common):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * want.std())
 
 
+def test_weighted_gelu_and_its_gradients_equal_float64():
+    """Over images that have the weights in common, whose gradients add up."""
+    rng = np.random.default_rng(0)
+    weights, x = rng.standard_normal((7, 40)), 3 * rng.standard_normal((4, 7, 40))
+    g = rng.standard_normal((4, 7))
+    below = scipy.special.ndtr(x)
+    slope = below + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    want = (
+        (weights * x * below).sum(-1),
+        (g[..., None] * x * below).sum(0),
+        g[..., None] * weights * slope,
+    )
+    sums = jax.vmap(jax.vmap(head.weighted_gelu), (None, 0))
+    given = [jnp.asarray(a, jnp.float32) for a in (weights, x)]
+    value, back = jax.vjp(sums, *given)
+    for found, expected in zip((value, *back(jnp.float32(g))), want, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_positions_moving_the_tokens_changes_nothing():
     taps, embeddings = inputs()
     order = np.random.default_rng(3).permutation(P)
@@ -196,7 +215,6 @@ def test_bfloat16_head_stays_close_to_float32():
     assert 1e-5 < error < 1.5e-2
 
 
-@pytest.mark.slow
 def test_compiled_head_has_no_array_of_tokens_by_voxels_by_embedding():
     """At the real size, compiled only: N = 5000, P = 256, E = 256, one image."""
     settings = config.Head(dtype="float32", dropout=0.0, remat="off")

@@ -32,6 +32,26 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(variance + _EPS) * scale + bias
 
 
+@jax.custom_vjp
+def weighted_gelu(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Sum of w_h gelu(x_h): (H,), (H,) -> (); backward from these two alone."""
+    return jnp.sum(weights * dinov2.gelu(x))
+
+
+def _weighted_forward(weights: jax.Array, x: jax.Array) -> tuple:
+    return weighted_gelu(weights, x), (weights, x)
+
+
+def _weighted_back(kept: tuple, gradient: jax.Array) -> tuple:
+    weights, x = kept
+    below = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return gradient * x * below, gradient * weights * (below + x * density)
+
+
+weighted_gelu.defvjp(_weighted_forward, _weighted_back)
+
+
 class Head(nnx.Module):
     """Weights shared by all voxels, each stacked over the L taps.
 
@@ -128,7 +148,8 @@ class Head(nnx.Module):
             keys = keys + self.position[...]
         folded = self._dot(keys, self.query_kernel[tap].T)  # (P, E)
         shift = self._dot(keys, self.query_bias[tap])  # (P,)
-        return jax.nn.softmax(self._dot(folded, embedding) + shift)
+        # The voxel first: under vmap the logits of a voxel then lie in a row.
+        return jax.nn.softmax(self._dot(embedding, folded.T) + shift)
 
     def _contribution(
         self,
@@ -148,14 +169,17 @@ class Head(nnx.Module):
             )
             u = jnp.where(kept, u / (1 - self.dropout), 0)
         hidden = self._dot(u, self.fc1_kernel[tap]) + self.fc1_bias[tap]
-        hidden = dinov2.gelu(hidden)
         looks_at = self.functional_attention(tap, embedding)  # (C,)
         # Under vmap sums of products are elementwise over voxels whatever their form.
         if is_common:
-            on_hidden = self._dot(self.fc2_kernel[tap], looks_at)  # (hidden,)
+            on_hidden = self._dot(looks_at, self.fc2_kernel[tap].T)  # (hidden,)
             u = u + self.fc2_bias[tap]
-            return jnp.sum(looks_at * u) + jnp.sum(on_hidden * hidden)
-        m = u + self._dot(hidden, self.fc2_kernel[tap]) + self.fc2_bias[tap]
+            return jnp.sum(looks_at * u) + weighted_gelu(on_hidden, hidden)
+        m = (
+            u
+            + self._dot(dinov2.gelu(hidden), self.fc2_kernel[tap])
+            + self.fc2_bias[tap]
+        )
         return jnp.sum(looks_at * m)
 
     def functional_attention(self, tap: Any, embedding: jax.Array) -> jax.Array:
