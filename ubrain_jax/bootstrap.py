@@ -14,7 +14,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from ubrain_jax import errors, metrics
 
@@ -291,6 +290,8 @@ def share_interval(values: np.ndarray, share: float, pool: int) -> list[float]:
         [0.964, 1.0]
     """
     if share in (0, 1):
+        import scipy.stats  # here: it takes a second
+
         exact: Any = scipy.stats.binomtest(round(share * pool), pool)
         ends = exact.proportion_ci(LEVEL)
         return [float(ends.low), float(ends.high)]

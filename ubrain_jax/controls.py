@@ -7,7 +7,6 @@ not the encoder, finds the picture, so that the subject's scores mean nothing.
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ubrain_jax import metrics
 
@@ -92,6 +91,8 @@ def above_chance(table: dict[str, dict[str, Any]]) -> list[str]:
         >>> above_chance({"wrong_image": {**fair, "two_afc": 0.7}})
         ['wrong_image has two_afc 0.700 where chance is 0.500 (pool 100, p = 4e-05)']
     """
+    from scipy import stats  # here: it takes a second
+
     lines = []
     for name, found in table.items():
         pool = found["pool"]

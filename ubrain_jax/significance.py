@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from ubrain_jax import errors, metrics
 
@@ -158,6 +157,8 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, np.float64)
     q, known = np.full(p.shape, np.nan), np.isfinite(p)
     if known.any():
+        import scipy.stats  # here: it takes a second
+
         q[known] = scipy.stats.false_discovery_control(p[known], method="bh")
     return q
 
@@ -246,6 +247,8 @@ def signed_rank(difference: np.ndarray) -> float:
     """
     if not np.any(difference):
         return math.nan
+    import scipy.stats  # here: it takes a second
+
     found: Any = scipy.stats.wilcoxon(difference, zero_method="wilcox")
     return float(found.pvalue)
 
@@ -263,6 +266,8 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
         >>> median_interval(np.arange(10.0))
         (1.0, 8.0)
     """
+    import scipy.stats  # here: it takes a second
+
     num = len(values)
     # The largest k with P(Binomial(n, 1/2) < k) <= 2.5 %: ends are k-th from below
     # and from above.

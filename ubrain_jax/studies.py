@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 import xarray
 
 from ubrain_jax import errors, significance
@@ -278,6 +277,8 @@ def compare_pairs(a: Sequence[float], b: Sequence[float]) -> PairTest:
     if num >= RANKS_FROM:
         test, p = "Wilcoxon", significance.signed_rank(difference)
     elif num >= 2 and sd > 1e-12 * abs(mean):
+        import scipy.stats  # here: it takes a second
+
         found: Any = scipy.stats.ttest_1samp(difference, 0)
         test, p = "paired t", float(found.pvalue)
     better = int(np.sum(difference > 0))
