@@ -9,7 +9,7 @@ DEMO := demo
 CROWD := crowd
 STORES := $(CROWD)/nsd.zarr,$(CROWD)/god.zarr,$(CROWD)/vim1.zarr
 
-.PHONY: demo crowd-demo explore test docs faults check fix parity env clean-demo
+.PHONY: demo crowd-demo explore test slow docs faults check fix parity env clean-demo
 
 env: $(VENV)/installed
 
@@ -59,9 +59,17 @@ explore: demo
 clean-demo:
 	rm -rf $(DEMO) $(CROWD)
 
-# Parity with torch runs when torch is installed: make parity, or CI.
+# Parity with torch runs when torch is installed: make parity, or CI. Most of the time of
+# tests is XLA's, so here it compiles with little effort.
+QUICK := --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 \
+	--xla_cpu_use_fusion_emitters=false
+
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# What make test leaves out, and programs compiled as they are for users.
+slow: env
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # docs/api.md from the docstrings; a test compares them.
 docs: env

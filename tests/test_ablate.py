@@ -9,6 +9,8 @@ import pytest
 
 from ubrain_jax import ablate, ablation_results, errors, studies
 
+pytestmark = pytest.mark.slow
+
 ONE = jax.devices()[:1]
 CHANGES = {
     "head-plain": {"head.position": False, "head.functional": "shared"},
@@ -37,7 +39,6 @@ def read(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-@pytest.mark.slow
 def test_every_change_is_a_run_with_its_setting_and_its_row(finished, base):
     rows = read(finished / "ablations.csv")
     names = ["base", *CHANGES]
@@ -59,7 +60,6 @@ def test_every_change_is_a_run_with_its_setting_and_its_row(finished, base):
     assert rows[2]["settings"] == "head.position = False, head.functional = shared"
 
 
-@pytest.mark.slow
 def test_page_and_tests_compare_each_change_with_the_base(finished):
     rows = read(finished / "tests.csv")
     assert [r["table"] for r in rows] == ["subject"] * 4 + ["over subjects"] * 2
@@ -78,7 +78,6 @@ def test_page_and_tests_compare_each_change_with_the_base(finished):
         assert (finished / f"ablations.{ending}").stat().st_size > 5000
 
 
-@pytest.mark.slow
 def test_finished_runs_are_left_alone_and_other_settings_refused(
     finished, base, capsys
 ):

@@ -380,7 +380,6 @@ def test_a_table_that_changed_since_it_was_opened_is_refused(write):
             bdata.read_columns(opened, np.arange(3))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["v5", "v7.3", "vlen"])
 def test_mutated_files_are_read_or_refused(write, encoding):
     path = write(encoding)

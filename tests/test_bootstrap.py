@@ -202,7 +202,6 @@ def test_an_interval_of_a_share_stays_in_0_to_1_and_is_exact_at_the_ends():
         assert found == pytest.approx([exact.low, exact.high])
 
 
-@pytest.mark.slow
 def test_intervals_hold_the_score_of_other_tests_as_often_as_they_say():
     """The true score is the mean over 200 tests of other pictures."""
     rng = np.random.default_rng(10)

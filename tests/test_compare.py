@@ -17,6 +17,8 @@ import xarray
 
 from ubrain_jax import compare, compare_results, config, crowd, errors, train
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 ONE = jax.devices()[:1]
 ODD = "u-odd|$x$"
@@ -99,7 +101,6 @@ def times(workdir):
     return {p: p.stat().st_mtime_ns for p in workdir.rglob("metrics.json")}
 
 
-@pytest.mark.slow
 def test_runs_are_shared_by_the_subjects_and_arms_that_they_serve(finished):
     folders = {p.parent.name for p in finished.rglob("cell.json")}
     names = ("single-t-subj01", f"single-{ODD}", "dataset-t", "crowd")
@@ -127,7 +128,6 @@ def test_runs_are_shared_by_the_subjects_and_arms_that_they_serve(finished):
     ]
 
 
-@pytest.mark.slow
 def test_every_row_has_the_numbers_of_its_run_on_the_same_test_pictures(finished):
     rows = read(finished / "compare.csv")
     assert len(rows) == 2 * 3 * 2
@@ -144,7 +144,6 @@ def test_every_row_has_the_numbers_of_its_run_on_the_same_test_pictures(finished
         assert not (folder / "checkpoints").exists()
 
 
-@pytest.mark.slow
 def test_tests_are_of_seed_averaged_voxels_and_no_two_runs_meet_twice(finished):
     rows = read(finished / "tests.csv")
     of = [(r["subject"], r["first"], r["second"]) for r in rows]
@@ -177,7 +176,6 @@ def test_tests_are_of_seed_averaged_voxels_and_no_two_runs_meet_twice(finished):
     assert {r["pair_test"] for r in rows[4:]} == {""}
 
 
-@pytest.mark.slow
 def test_the_page_says_what_is_shared_missing_and_not_tested(finished):
     page = (finished / "compare.md").read_text()
     for words in (
@@ -193,7 +191,6 @@ def test_the_page_says_what_is_shared_missing_and_not_tested(finished):
         assert (finished / name).stat().st_size > 5000
 
 
-@pytest.mark.slow
 def test_finished_runs_are_left_alone_and_a_stopped_one_goes_on(
     copied, make_plan, monkeypatch, capsys
 ):
@@ -221,7 +218,6 @@ def test_finished_runs_are_left_alone_and_a_stopped_one_goes_on(
     assert again == table
 
 
-@pytest.mark.slow
 def test_the_command_reads_its_flags_and_refuses_other_settings(
     copied, settings, tmp_path
 ):

@@ -122,7 +122,6 @@ print(jax.jit(lambda x: x * 3 + 1)(2))
 """
 
 
-@pytest.mark.slow
 def test_a_second_start_reads_what_the_first_compiled(tmp_path):
     """In fresh processes, as a user without variables of JAX's."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}

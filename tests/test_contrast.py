@@ -243,7 +243,6 @@ def alone(tiny):
     return value_and_slope(tiny, (1, 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}x{m[1]}")
 def test_loss_and_gradient_on_any_mesh_are_those_of_one_device(tiny, alone, mesh):
     value, slope = value_and_slope(tiny, mesh)

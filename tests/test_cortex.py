@@ -134,7 +134,6 @@ def test_a_side_is_drawn_on_its_side(tmp_path, no_network, side):
     assert (column > middle).all() if side else (column < middle).all()
 
 
-@pytest.mark.slow
 def test_the_front_is_where_it_belongs_in_every_view(tmp_path):
     """Left from outside looks left, from inside right; the right is its mirror."""
     mark(tmp_path / "p.png", on_mesh(anterior(0), anterior(1)), views="inflated")
@@ -159,7 +158,6 @@ def test_a_finer_surface_shows_the_vertices_that_it_shares(tmp_path):
     assert "the vertices that fsaverage5 shares" in notes[1]
 
 
-@pytest.mark.slow
 def test_outlines_and_names_are_drawn(tmp_path):
     """What a region adds to a picture lies around it."""
     subject = on_mesh(np.arange(10242), [])
@@ -178,7 +176,6 @@ def test_outlines_and_names_are_drawn(tmp_path):
     assert np.ptp(x) < 0.2 * a.shape[1]
 
 
-@pytest.mark.slow
 def test_the_same_picture_is_the_same_bytes(tmp_path):
     subject = on_mesh(np.arange(0, 10242, 40), [])
     values = np.linspace(-1, 1, len(subject.position))
@@ -203,7 +200,6 @@ def test_many_long_names_leave_room_for_the_brain(tmp_path):
     assert found[: len(found) // 3, : found.shape[1] // 3].sum() > 1000
 
 
-@pytest.mark.slow
 def test_own_meshes_are_drawn(tmp_path):
     files = []
     for side in range(2):
@@ -259,7 +255,6 @@ def test_left_of_a_volume_is_on_the_left(tmp_path, flip):
     assert column.max() < 0.3 * part.shape[1]
 
 
-@pytest.mark.slow
 def test_a_volume_says_what_is_known_of_its_directions(tmp_path):
     subject = in_volume(np.diag([2.0, 2, 2, 1]).tolist())
     values = np.linspace(0, 1, len(subject.position))

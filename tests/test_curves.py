@@ -29,6 +29,8 @@ from ubrain_jax import (
     whole,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 ONE = jax.devices()[:1]
 NEW = "t-new|*<b>"
@@ -99,7 +101,6 @@ def times(workdir):
     return {p: p.stat().st_mtime_ns for p in workdir.rglob("metrics.json")}
 
 
-@pytest.mark.slow
 def test_every_cell_has_its_row_with_the_numbers_of_its_folder(finished):
     rows = read(finished / "curve.csv")
     places = itertools.product(curves.ARMS, ("14", "all"), ("0", "1"))
@@ -121,7 +122,6 @@ def test_every_cell_has_its_row_with_the_numbers_of_its_folder(finished):
         assert not (folder / "best").exists()
 
 
-@pytest.mark.slow
 def test_arms_differ_in_what_they_should(finished):
     told = {
         arm: json.loads((finished / f"{arm}-14-1" / "transfer.json").read_text())
@@ -138,7 +138,6 @@ def test_arms_differ_in_what_they_should(finished):
     assert own["data"]["voxels_per_image"] == 12  # 11, in stripes of 4
 
 
-@pytest.mark.slow
 def test_scratch_sees_the_pictures_that_the_transfer_arms_see(
     finished, make_plan, new_store
 ):
@@ -151,7 +150,6 @@ def test_scratch_sees_the_pictures_that_the_transfer_arms_see(
     assert len(wanted) == 14
 
 
-@pytest.mark.slow
 def test_a_transfer_cell_is_what_the_transfer_command_would_give(
     finished, make_plan, encoder, new_store, tmp_path
 ):
@@ -166,7 +164,6 @@ def test_a_transfer_cell_is_what_the_transfer_command_would_give(
     assert cell["subjects"] == json.loads(json.dumps(result["subjects"]))
 
 
-@pytest.mark.slow
 def test_a_scratch_cell_is_what_a_run_of_its_own_gives(finished, make_plan, tmp_path):
     """Compiled programs that cells share change no number."""
     saved = json.loads((finished / "scratch-all-1" / "config.json").read_text())
@@ -179,7 +176,6 @@ def test_a_scratch_cell_is_what_a_run_of_its_own_gives(finished, make_plan, tmp_
     assert cell["step"] == step
 
 
-@pytest.mark.slow
 def test_tests_and_page_have_every_pair_and_say_their_limits(finished):
     rows = read(finished / "tests.csv")
     same = [r for r in rows if r["table"] == "same pictures"]
@@ -203,7 +199,6 @@ def test_tests_and_page_have_every_pair_and_say_their_limits(finished):
         assert (finished / name).stat().st_size > 5000
 
 
-@pytest.mark.slow
 def test_the_figure_can_be_drawn_again_from_the_workdir(finished, tmp_path):
     figures.run(figures.Plan("transfer", [str(finished)], str(tmp_path)))
     for name in ("curve.csv", "tests.csv", "curve.md", "curve.svg"):
@@ -215,7 +210,6 @@ def test_the_figure_can_be_drawn_again_from_the_workdir(finished, tmp_path):
         figures.run(figures.Plan("transfer", [str(tmp_path / "x")], str(tmp_path)))
 
 
-@pytest.mark.slow
 def test_finished_cells_are_left_alone_and_a_missing_one_is_made(
     copied, make_plan, capsys
 ):
@@ -236,7 +230,6 @@ def test_finished_cells_are_left_alone_and_a_missing_one_is_made(
     assert again == old
 
 
-@pytest.mark.slow
 def test_a_stopped_scratch_cell_goes_on_and_ends_with_the_same_numbers(
     finished, make_plan, tmp_path, monkeypatch, capsys
 ):
@@ -267,7 +260,6 @@ def test_a_stopped_scratch_cell_goes_on_and_ends_with_the_same_numbers(
     assert row == whole
 
 
-@pytest.mark.slow
 def test_other_settings_are_refused_with_their_names_before_anything_runs(
     copied, make_plan, monkeypatch
 ):
@@ -293,7 +285,6 @@ def test_other_settings_are_refused_with_their_names_before_anything_runs(
         curves.run(make_plan(copied), ONE)
 
 
-@pytest.mark.slow
 def test_the_command_reads_its_flags_and_goes_on(copied, encoder, new_store):
     def run(**changes):
         values = {
@@ -334,7 +325,6 @@ def test_the_command_reads_its_flags_and_goes_on(copied, encoder, new_store):
         assert run().returncode == 73
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -358,7 +348,6 @@ def test_plans_that_cannot_work_are_refused_before_training(
     assert not list(tmp_path.rglob("cell.json"))
 
 
-@pytest.mark.slow
 def test_few_pictures_are_enough_without_twins(make_plan, tmp_path):
     plan = make_plan(
         tmp_path, num_images=(8,), arms=("random",), seeds=(3,), backbone="random"
@@ -369,7 +358,6 @@ def test_few_pictures_are_enough_without_twins(make_plan, tmp_path):
     assert "How to read" not in (tmp_path / "curve.md").read_text()
 
 
-@pytest.mark.slow
 def test_scratch_follows_the_encoder_where_no_flag_says_otherwise(
     make_plan, encoder, new_store
 ):

@@ -110,6 +110,7 @@ def test_every_tap_equals_transformers(kind, tmp_path, record_property):
         assert difference < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_a_block_of_giant_equals_transformers(tmp_path):
     model = build(

@@ -48,7 +48,6 @@ def slow_predictions(run, subject, samples):
     return out
 
 
-@pytest.mark.slow
 def test_scores_equal_a_slow_loop_with_scipy(run, workdir):
     for subject in run.stores.subjects:
         samples = subject.samples("test")

@@ -251,6 +251,7 @@ def test_the_page_opens_and_shows_what_a_cluster_is(folder, tmp_path):
         assert expected in text
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_names_and_replaces_only_its_own(folder, workdir, tmp_path):
     before = (folder / "clusters.csv").read_text()
     again = ("--encoder=" + str(workdir), f"--out={folder}", "--k=3", "--top=2")

@@ -292,7 +292,6 @@ def page(tab, path):
     return Page(tab, path)
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_cluster_lights_up_in_every_subject(page, asked):
     page.open()
@@ -324,7 +323,6 @@ def test_a_cluster_lights_up_in_every_subject(page, asked):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_region_lights_up_too(page, asked):
     page.open()
@@ -348,7 +346,6 @@ def place(position, azimuth, tilt, zoom, width, height, gap=0):
     return np.stack([width / 2 + x, height / 2 - z], 1), -y
 
 
-@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("view", [(0, 0, 1), (40, 25, 1.5), (-90, -30, 0.8)])
 def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
@@ -375,7 +372,6 @@ def test_a_click_on_a_volume_picks_the_voxel_that_is_there(page, asked, view):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("azimuth", [0, 180])
 def test_of_two_voxels_in_a_line_the_nearer_is_picked(tab, tmp_path, azimuth):
@@ -390,7 +386,6 @@ def test_of_two_voxels_in_a_line_the_nearer_is_picked(tab, tmp_path, azimuth):
     assert page.text("#status") == "No voxel of a there."
 
 
-@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("azimuth", [0, 90, -90])
 def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked, azimuth):
@@ -420,7 +415,6 @@ def test_a_click_on_a_surface_picks_the_vertex_that_is_there(page, asked, azimut
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_voxel_shows_its_own_pictures_field_and_numbers(page, asked):
     page.open()
@@ -452,7 +446,6 @@ def test_a_voxel_shows_its_own_pictures_field_and_numbers(page, asked):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_field_is_circled_alike_in_any_unit(tab, tmp_path):
     """8.4 degrees wide: the same circle, and the numbers in degrees."""
@@ -473,7 +466,6 @@ def test_a_field_is_circled_alike_in_any_unit(tab, tmp_path):
         explorer.write(tmp_path / "c.html", asked._replace(picture_size=0))
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_picture_colours_every_brain_by_its_prediction(page, asked):
     page.open()
@@ -503,7 +495,6 @@ def test_a_picture_colours_every_brain_by_its_prediction(page, asked):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_every_colouring_has_a_legend_and_another_look(page):
     page.open()
@@ -529,7 +520,6 @@ def test_every_colouring_has_a_legend_and_another_look(page):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_all_of_it_is_reached_by_keys_alone(page, asked):
     def here():
@@ -574,7 +564,6 @@ def test_all_of_it_is_reached_by_keys_alone(page, asked):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_drag_turns_all_brains_and_picks_nothing(page):
     page.open()
@@ -591,7 +580,6 @@ def test_a_drag_turns_all_brains_and_picks_nothing(page):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_an_address_brings_back_what_was_seen(page, asked):
     page.open()
@@ -611,7 +599,6 @@ def test_an_address_brings_back_what_was_seen(page, asked):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_many_warnings_are_folded_but_all_there(tab, tmp_path):
     said = [f"warning {k}" for k in range(9)]
@@ -623,7 +610,6 @@ def test_many_warnings_are_folded_but_all_there(tab, tmp_path):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_search_leaves_what_it_finds(page):
     page.open()
@@ -634,7 +620,6 @@ def test_a_search_leaves_what_it_finds(page):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_crowd_about_which_little_is_known_is_shown_too(tab, tmp_path):
     """No cluster, region, score or field; a subject without a voxel."""
@@ -665,7 +650,6 @@ def test_a_crowd_about_which_little_is_known_is_shown_too(tab, tmp_path):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 def test_markup_in_names_is_shown_as_text(tab, tmp_path):
     asked = explorations.make(prefix=MARKUP, num_top=1)
@@ -681,7 +665,6 @@ def test_markup_in_names_is_shown_as_text(tab, tmp_path):
     page.check()
 
 
-@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("width", [400, 1600])
 def test_nothing_is_cut_or_tiny_at_any_width(page, tmp_path, width):
@@ -705,7 +688,6 @@ def test_nothing_is_cut_or_tiny_at_any_width(page, tmp_path, width):
     assert broken == 0
 
 
-@pytest.mark.slow
 @needs_browser
 def test_without_scripts_the_page_says_what_it_needs(tab, path):
     tab.call("Emulation.setScriptExecutionDisabled", value=True)
@@ -716,7 +698,6 @@ def test_without_scripts_the_page_says_what_it_needs(tab, path):
     assert "switched off" in tab.value("document.querySelector('noscript').innerText")
 
 
-@pytest.mark.slow
 @needs_browser
 def test_a_script_that_was_changed_does_not_run(tab, path, tmp_path):
     """The policy is what keeps foreign scripts out: it must hold."""
@@ -730,7 +711,6 @@ def test_a_script_that_was_changed_does_not_run(tab, path, tmp_path):
     assert not tab.value("document.documentElement.dataset.ready")
 
 
-@pytest.mark.slow
 @needs_browser
 def test_eight_subjects_are_small_and_soon_there(tab, tmp_path, capsys):
     asked = explorations.make(

@@ -8,10 +8,11 @@ import pytest
 
 from tests.faults import kill
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [

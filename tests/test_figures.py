@@ -258,7 +258,6 @@ def test_report_finds_the_baselines_beside_a_run(runs, tmp_path):
     assert "Baselines" not in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(browser.CHROMIUM), reason="needs chromium")
 def test_browser_shows_the_whole_report_at_any_width(store, tmp_path):
     name = "s1"
@@ -313,7 +312,6 @@ def test_browser_shows_the_whole_report_at_any_width(store, tmp_path):
         assert tab.value("document.querySelectorAll('[onerror], script').length") == 0
 
 
-@pytest.mark.slow
 def test_browser_tells_what_a_page_does_wrong(tmp_path):
     """The checks above can fail: a blocked script, a wide page, an empty image."""
     if not os.path.exists(browser.CHROMIUM):
@@ -332,6 +330,7 @@ def test_browser_tells_what_a_page_does_wrong(tmp_path):
         assert tab.value("document.documentElement.scrollWidth") >= 900
 
 
+@pytest.mark.slow
 def test_the_command_reads_its_flags(runs, tmp_path):
     def run(*more):
         return subprocess.run(

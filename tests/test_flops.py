@@ -52,7 +52,6 @@ def of_step(experiment, geometry):
     return hlo.flops(scale_table.compile_step(run).as_text()) / IMAGES
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "keep_cls", "geometry"),
     [("lora", False, PLAIN), ("residual", True, REGISTERS), ("none", False, PLAIN)],
@@ -63,7 +62,6 @@ def test_a_training_step_computes_what_is_counted(adapter, keep_cls, geometry):
     assert of_step(experiment, geometry) == pytest.approx(counted.total, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_a_tap_at_a_time_costs_the_head_once_more():
     experiment = settings(remat="cheap", head_remat="on")
     counted = flops.training(experiment, PLAIN, VOXELS)
@@ -73,7 +71,6 @@ def test_a_tap_at_a_time_costs_the_head_once_more():
     assert 0.9 * expected < found < 1.001 * expected
 
 
-@pytest.mark.slow
 def test_a_step_keeps_all_taps_where_they_fit(monkeypatch):
     """head.remat 'auto': the products are those of 'off', and of 'on'."""
     experiment = settings(head_remat="auto")
@@ -85,7 +82,6 @@ def test_a_step_keeps_all_taps_where_they_fit(monkeypatch):
     assert 0.9 * expected < of_step(experiment, PLAIN) < 1.001 * expected
 
 
-@pytest.mark.slow
 def test_transfer_and_prediction_compute_what_is_counted():
     experiment = settings()
     run = scale_table.shapes_of_run(experiment, PLAIN, VOXELS)

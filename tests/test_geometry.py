@@ -16,8 +16,6 @@ from tests import scale_table
 from ubrain_jax import config, flops, hlo
 from ubrain_jax.backbone import dinov2
 
-pytestmark = pytest.mark.slow
-
 GIANT = dinov2.GEOMETRIES["dinov2-giant"]
 ROWS = 320_000
 
@@ -37,6 +35,7 @@ def run():
     return scale_table.shapes_of_run(settings(), GIANT, ROWS)
 
 
+@pytest.mark.slow
 def test_the_whole_step_fits_and_computes_no_more_than_it_must(run):
     step = scale_table.compile_step(run)
     text, data = step.as_text(), run.experiment.data
@@ -65,6 +64,7 @@ def test_the_whole_step_fits_and_computes_no_more_than_it_must(run):
     assert not large
 
 
+@pytest.mark.slow
 def test_forward_and_backward_of_the_backbone_are_two_forward_passes(run):
     """A third would be gradients of frozen weights, or products computed again."""
     pixels = (2, 224, 224, 3)
@@ -82,6 +82,7 @@ def test_forward_and_backward_of_the_backbone_are_two_forward_passes(run):
     assert ratio <= 2.1
 
 
+@pytest.mark.slow
 def test_the_head_keeps_less_than_250_mb_for_an_image(run):
     head, backbone = run.experiment.head, run.experiment.backbone
     images, voxels = 2, run.experiment.data.voxels_per_image

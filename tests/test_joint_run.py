@@ -155,7 +155,6 @@ def test_validation_during_training_scores_every_subject(finished):
         assert -1 <= last[f"val_median_r/{name}"] <= 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_a_joint_run_resumes_bit_for_bit(make_run, tmp_path, power):
     whole = train.train(make_run(4, store_power=power), str(tmp_path / "whole"))
@@ -165,7 +164,6 @@ def test_a_joint_run_resumes_bit_for_bit(make_run, tmp_path, power):
     assert int(again.step) == 4
 
 
-@pytest.mark.slow
 def test_another_power_is_another_run(make_run, tmp_path):
     train.train(make_run(1, store_power=0.5), str(tmp_path))
     with pytest.raises(ValueError, match=r"data\.store_power was 0\.5, is 0\.0"):

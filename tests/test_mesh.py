@@ -52,7 +52,6 @@ def alone(tiny, uneven):
     return steps_on(tiny, uneven, 1, 1)
 
 
-@pytest.mark.slow
 def test_the_sample_has_padding_and_voxels_of_every_subject(alone):
     weight = np.concatenate([batch.weight for batch in alone[1]])
     assert set(np.unique(weight)) == {0.0, 1.0}
@@ -61,7 +60,6 @@ def test_the_sample_has_padding_and_voxels_of_every_subject(alone):
     assert set(per_picture) == {23, 37, 64}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}x{m[1]}")
 def test_steps_on_any_mesh_are_those_of_one_device(tiny, uneven, alone, mesh):
     losses, seen, before, after = steps_on(tiny, uneven, *mesh)
@@ -131,7 +129,6 @@ def test_a_step_sends_the_same_bytes_for_ten_times_the_voxels(programs):
     assert bytes_of(large)["total"] == pytest.approx(sum(counted.values()), rel=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(2, 4), (8, 1)], ids=lambda m: f"{m[0]}x{m[1]}")
 def test_over_data_the_dense_gradient_of_the_table_is_summed_and_no_more(
     programs, mesh
@@ -141,7 +138,6 @@ def test_over_data_the_dense_gradient_of_the_table_is_summed_and_no_more(
     assert large - small == 4 * 16 * (ROWS[1] - ROWS[0]) // mesh[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}x{m[1]}")
 def test_evaluation_never_moves_the_table(programs, mesh):
     small, large = (bytes_of(programs(mesh, rows)[2]) for rows in ROWS)

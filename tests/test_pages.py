@@ -142,8 +142,14 @@ def run_python(code: str, folder: pathlib.Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", python_pages(), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=() if p.name == "README.md" else pytest.mark.slow)
+        for p in python_pages()
+    ],
+    ids=lambda p: p.name,
+)
 def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(page, place):
     mark, code, shown = "\x00", "", []
     blocks = blocks_of(page)

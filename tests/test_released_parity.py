@@ -145,7 +145,6 @@ def compare(size, folder, drops, count, record_property):
             assert np.abs(wanted - expected[other]).max() > 100 * TOLERANCE * scale
 
 
-@pytest.mark.slow
 def test_small_geometry_equals_torch(tmp_path, record_property):
     compare(SMALL, tmp_path, released.DROPS, 2, record_property)
 

@@ -478,7 +478,6 @@ def test_score_table_cannot_steer_the_terminal():
     assert table.count("?[31mred?[0m???") == 2
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(browser.CHROMIUM), reason="needs chromium")
 def test_browser_shows_the_report(tmp_path):
     arguments = _arguments(names=(HOSTILE, "sub-b"))

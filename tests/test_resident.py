@@ -203,7 +203,6 @@ def test_a_run_is_the_same_from_devices_from_stores_and_in_turns(tiny, tmp_path)
         jax.tree.map(np.testing.assert_array_equal, found[name], found["off"])
 
 
-@pytest.mark.slow
 def test_the_log_tells_how_long_devices_waited(tiny, tmp_path, monkeypatch, capsys):
     real = batches.gather
 

@@ -347,12 +347,10 @@ def both_kinds(tiny, tmp_path_factory):
     return {k: (trained(tiny, root / k, k), root / k) for k in ("dense", "sparse")}
 
 
-@pytest.mark.slow
 def test_a_run_with_a_sparse_table_saves_what_a_dense_one_does(both_kinds):
     same(both_kinds["sparse"][0], both_kinds["dense"][0], 1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "shape", "atol"),
     [

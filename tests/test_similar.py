@@ -152,7 +152,6 @@ def test_the_command_prints_a_table_and_writes_it(folder, enc):
     assert (folder / "t.csv").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_bad_flags_end_with_one_line_and_a_code(folder):
     code, out, err = run(folder, "--subject=ann", "--position=1,x,2")
     assert (code, out) == (78, "")
@@ -168,7 +167,6 @@ def test_other_endings_and_names_that_are_taken_are_refused(folder):
         similar.check_out(folder / "old.csv", False)
 
 
-@pytest.mark.slow
 def test_the_page_names_every_flag(folder):
     page = (ROOT / "docs/similar.md").read_text(encoding="utf-8")
     own = run(folder, "--help")[1].split("flags:")[1]
@@ -211,7 +209,6 @@ def untrained(tiny, store, tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 def test_the_examples_of_the_page_run(untrained, store, monkeypatch):
     page = (ROOT / "docs/similar.md").read_text(encoding="utf-8")
     similar_block, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -163,7 +163,6 @@ def test_training_leaves_the_backbone_as_it_was_and_moves_the_rest(run):
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.slow
 def test_backward_through_the_backbone_costs_no_weight_gradients():
     """FLOPs of step and forward, by XLA, where the backbone is nearly all the cost."""
     geometry = dinov2.Geometry(128, 6, 2, "gelu", 512, image_px=112)
@@ -200,7 +199,6 @@ def params_of(workdir) -> dict[str, np.ndarray]:
     return states.leaves_of(workdir / "checkpoints")
 
 
-@pytest.mark.slow
 def test_resumed_run_equals_unbroken_run_bit_for_bit(tiny, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
@@ -225,7 +223,6 @@ def test_resumed_run_equals_unbroken_run_bit_for_bit(tiny, tmp_path):
     assert int(state.step) == 6
 
 
-@pytest.mark.slow
 def test_resuming_with_other_settings_data_or_weights_is_refused(
     tiny, tmp_path, store, dataset_store
 ):
@@ -243,7 +240,6 @@ def test_resuming_with_other_settings_data_or_weights_is_refused(
     assert int(train.train(same, str(tmp_path)).step) == 6
 
 
-@pytest.mark.slow
 def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(
     tiny, tmp_path, monkeypatch
 ):
@@ -265,7 +261,6 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(
         assert np.isfinite(value).all(), name
 
 
-@pytest.mark.slow
 def test_checkpoint_of_another_model_lists_every_leaf_and_pads_nothing(tiny, tmp_path):
     train.train(prepare(tiny()), str(tmp_path))
     other = prepare(tiny(head={"channels": 6}))
@@ -299,7 +294,6 @@ def one_device(tiny):
     return two_updates(tiny(), 1, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
 def test_any_mesh_gives_the_loss_and_gradient_of_one_device(tiny, one_device, mesh):
     losses, gradient, table = two_updates(tiny(), *mesh)
@@ -355,7 +349,6 @@ def test_workdir_of_a_run_is_complete(tiny, tmp_path):
     shutil.rmtree(pathlib.Path(tmp_path) / "checkpoints")
 
 
-@pytest.mark.slow
 def test_the_best_weights_are_those_of_the_best_validation(tiny, tmp_path):
     """They come back in the form of the state's, after training and after resuming."""
     settings = tiny(train={"steps": 4, "select": "best", "eval_every_steps": 1})
@@ -378,7 +371,6 @@ def test_the_best_weights_are_those_of_the_best_validation(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
 
-@pytest.mark.slow
 def test_runs_of_one_shape_share_their_programs_and_no_number(tiny, tmp_path):
     programs = train.compile_run(prepare(tiny(train={"seed": 3})))
     settings = tiny(data={"num_images": 12}, train={"seed": 1, "eval_every_steps": 3})
@@ -393,7 +385,6 @@ def test_runs_of_one_shape_share_their_programs_and_no_number(tiny, tmp_path):
     assert any("val_median_r/t-subj02" in line for line in logs[0])
 
 
-@pytest.mark.slow
 def test_cosine_schedule_refuses_another_length(tiny, tmp_path):
     """The rate falls to the last step: another length is another schedule."""
     cosine = {"schedule": "cosine"}

@@ -619,7 +619,6 @@ def command(*flags) -> subprocess.CompletedProcess:
     return subprocess.run(words, capture_output=True, text=True, env=env, check=False)
 
 
-@pytest.mark.slow
 def test_command_fits_scores_and_says_where(encoder_dir, new_store, tmp_path):
     shared = (f"--encoder={encoder_dir}", f"--crowd={new_store}")
     place = (f"--subject={NEW}", f"--workdir={tmp_path / 'out'}")

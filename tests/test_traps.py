@@ -94,7 +94,6 @@ def test_repeats_of_a_picture_are_never_in_train_and_test(make_dataset, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_nothing_of_training_depends_on_a_test_response(
     make_dataset, store, tiny, tmp_path
 ):

@@ -69,7 +69,6 @@ def validations(workdir) -> dict[int, float]:
     }
 
 
-@pytest.mark.slow
 def test_a_run_ends_when_the_rate_falls_below_the_stop(whole, capsys):
     """The first validation is the best, the five after it cut: at 12 of 20 steps."""
     run, state, workdir = whole
@@ -90,7 +89,6 @@ def test_a_run_ends_when_the_rate_falls_below_the_stop(whole, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_run_that_ended_is_scored_with_its_best_weights(whole, tmp_path):
     run, state, workdir = whole
     params, step = train.chosen_weights(run, state, str(workdir))
@@ -105,7 +103,6 @@ def test_a_run_that_ended_is_scored_with_its_best_weights(whole, tmp_path):
     assert np.isfinite(result["subjects"]["t-subj01"]["pearson"]["median"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(5,), (2, 12)])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny, whole, tmp_path, stops):
     """The best score, the bad ones and the rate are in the checkpoint."""
@@ -122,7 +119,6 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny, whole, tmp_path,
     assert validations(tmp_path) == validations(workdir)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -177,7 +173,6 @@ def test_a_score_is_the_mean_over_subjects_and_none_counts_as_0():
     assert validation.score_of({}, "p75") == -np.inf
 
 
-@pytest.mark.slow
 def test_a_sparse_table_follows_the_plateau_as_a_dense_one(tiny, tmp_path):
     """Rows that waited while the rate fell have moved at the rate of their steps."""
     trained = []
