@@ -135,8 +135,8 @@ def fits(
 ) -> tuple[bool, str]:
     """Whether training data shall be on the devices, and why, for the terminal.
 
-    'auto' is off on CPUs, whose memory the stores are read into anyway, and with
-    several processes, which might judge their memory differently.
+    'auto' is off on CPUs, whose memory the stores are read into anyway. Several
+    processes decide alike, by the smallest device of all.
 
     Args:
         stores: The crowd.
@@ -165,8 +165,6 @@ def fits(
                 "Set it to 'auto' or 'off', or use more devices.",
             )
         return True, size
-    if jax.process_count() > 1:
-        return False, "several processes (data.on_device 'on' would)"
     if free is None:
         return False, "data.on_device is 'auto', on a CPU"
     if sum(parts) > SHARE * free:
