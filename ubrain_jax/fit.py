@@ -24,6 +24,7 @@ from ubrain_jax import (
     experiments,
     frozen,
     losses,
+    memory,
     metrics,
     sharding,
     twin,
@@ -220,8 +221,7 @@ def _room(run: experiments.Run) -> float:
     device = run.mesh.devices.flat[0]
     if device.platform == "cpu":
         return _SHARE * frozen.host_memory()
-    stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit") or frozen.host_memory()
+    limit = memory.limit(run.mesh) or frozen.host_memory()
     return _SHARE * limit * run.mesh.size
 
 
